@@ -1,0 +1,1 @@
+"""PostgreSQL: tables, migrations, and the queries by noun. One dialect, one truth."""

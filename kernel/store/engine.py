@@ -1,0 +1,160 @@
+"""Connections and transactions.
+
+Reading and writing are two types, so that a query which changes something cannot be called outside a transaction.
+SQLAlchemy owns the pool and runs the statements written in Core; the hot statements go to the asyncpg connection beneath,
+inside the same transaction. The engine is in AUTOCOMMIT because the transaction is asyncpg's, for both alike.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import orjson
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from kernel.domain.errors import DatabaseUnavailableError
+
+# A wait for a tree's lock that takes longer than this is an outage, and is answered like one.
+LOCK_TIMEOUT = "15s"
+CONNECT_TIMEOUT_S = 5.0
+
+# What asyncpg raises when the server is gone, starting up, shutting down or out of connections.
+UNAVAILABLE = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSession:
+    """A connection for statements that change nothing; each has a snapshot of its own."""
+
+    core: AsyncConnection
+    driver: asyncpg.Connection
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSession(ReadSession):
+    """A connection within a transaction at READ COMMITTED, which commits when its block ends without an exception."""
+
+
+class Database:
+    """The pool of connections to one PostgreSQL.
+
+    Args:
+        url: an SQLAlchemy URL of the dialect `postgresql+asyncpg`.
+        pool_size: how many connections this process may hold, none beyond.
+        pool_timeout_s: how long a request waits for one before it is answered 503.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 16, pool_timeout_s: float = 10.0) -> None:
+        self.url = url
+        self.engine: AsyncEngine = create_async_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=pool_timeout_s,
+            pool_reset_on_return=None,
+            json_serializer=lambda value: orjson.dumps(value).decode(),
+            json_deserializer=orjson.loads,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_S,
+                "server_settings": {
+                    "application_name": "remit",
+                    "lock_timeout": LOCK_TIMEOUT,
+                    "timezone": "UTC",
+                    "jit": "off",
+                },
+            },
+        )
+        event.listen(self.engine.sync_engine.pool, "checkout", _replace_when_closed)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[ReadSession]:
+        """Borrow a connection for reading.
+
+        Raises:
+            DatabaseUnavailableError: when PostgreSQL does not answer.
+        """
+        async with self._borrow() as (core, driver):
+            yield ReadSession(core, driver)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[WriteSession]:
+        """Borrow a connection and hold a transaction around the block.
+
+        Raises:
+            DatabaseUnavailableError: when PostgreSQL does not answer; then nothing is known to have been committed.
+        """
+        async with self._borrow() as (core, driver):
+            transaction = driver.transaction()
+            await transaction.start()
+            try:
+                yield WriteSession(core, driver)
+            except BaseException:
+                if not driver.is_closed():
+                    # Shielded: a cancelled request must neither leak its connection nor keep its locks.
+                    await asyncio.shield(_roll_back(transaction, driver))
+                raise
+            await transaction.commit()
+
+    @asynccontextmanager
+    async def _borrow(self) -> AsyncIterator[tuple[AsyncConnection, asyncpg.Connection]]:
+        try:
+            core = await self.engine.connect()
+            try:
+                driver: asyncpg.Connection = (await core.get_raw_connection()).driver_connection
+                yield core, driver
+            finally:
+                await asyncio.shield(core.close())
+        except PoolTimeoutError as error:
+            raise DatabaseUnavailableError("every connection to the database is in use; try again shortly") from error
+        except DBAPIError as error:
+            if isinstance(cause_of(error), UNAVAILABLE):
+                raise DatabaseUnavailableError(f"the database does not answer: {cause_of(error)}") from error
+            raise
+        except UNAVAILABLE as error:
+            raise DatabaseUnavailableError(f"the database does not answer: {error}") from error
+
+    def in_use(self) -> int:
+        """How many connections are borrowed at this moment."""
+        checked_out: int = self.engine.sync_engine.pool.checkedout()  # type: ignore[attr-defined]
+        return checked_out
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The driver's own exception beneath SQLAlchemy's wrappers."""
+    while True:
+        inner = getattr(error, "orig", None) or error.__cause__
+        if inner is None or inner is error:
+            return error
+        error = inner
+
+
+def _replace_when_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
+    # asyncpg learns of a dead server from the socket itself, so this costs no round trip.
+    if dbapi_connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+async def _roll_back(transaction: Any, driver: asyncpg.Connection) -> None:
+    try:
+        await transaction.rollback()
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        driver.terminate()

@@ -1,0 +1,1 @@
+"""Alembic's scripts; `remit migrate` runs them."""
