@@ -1,0 +1,3 @@
+package orchestration.retrieve
+
+decision := {}

@@ -1,0 +1,53 @@
+# METADATA
+# title: Allowlist
+# description: Whether the orchestrator's agent may spawn the targets.
+package orchestration.spawn.allowlist
+
+import data.orchestration.lib
+
+# METADATA
+# title: Allowlist empty
+# description: Without an entry nothing may be spawned; that is one reason, whatever the targets.
+# custom:
+#   short_name: allowlist_empty
+#   message: the orchestrator's allowlist has no entry
+deny contains reason if {
+	not some_entry(input.allowlist)
+	reason := lib.reason(rego.metadata.rule(), [], {})
+}
+
+# METADATA
+# title: Target not allowlisted
+# description: A target is listed by its id, its slug or one of its tags.
+# custom:
+#   short_name: target_not_allowlisted
+#   message: agent %v is not on the orchestrator's allowlist
+deny contains reason if {
+	some_entry(input.allowlist)
+	some target in input.targets
+	not listed(target, input.allowlist)
+	slug := object.get(target, "slug", null)
+	reason := lib.reason(rego.metadata.rule(), [lib.named(slug)], {"target": slug})
+}
+
+some_entry(allowlist) if {
+	is_array(allowlist)
+	count(allowlist) > 0
+}
+
+# An entry names by exactly one of the three: one that says anything else is equal to none of these, and lists nothing.
+listed(target, allowlist) if {
+	is_string(target.slug)
+	{"target_agent_slug": target.slug} in allowlist
+}
+
+listed(target, allowlist) if {
+	is_string(target.agent_id)
+	{"target_agent_id": target.agent_id} in allowlist
+}
+
+listed(target, allowlist) if {
+	some tag in target.capability_tags
+	is_string(tag)
+	{"capability_tag": tag} in allowlist
+}

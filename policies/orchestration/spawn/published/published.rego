@@ -1,0 +1,21 @@
+# METADATA
+# title: Published
+# description: Whether the targets of a spawn are published.
+package orchestration.spawn.published
+
+import data.orchestration.lib
+import data.orchestration.policy
+
+# METADATA
+# title: Target not published
+# description: Only published agents are spawned, unless the orchestrator's policy lifts this.
+# custom:
+#   short_name: target_not_published
+#   message: agent %v is not published
+deny contains reason if {
+	not policy.effective.enforce_published_only == false
+	some target in input.targets
+	not target.status == "published"
+	slug := object.get(target, "slug", null)
+	reason := lib.reason(rego.metadata.rule(), [lib.named(slug)], {"target": slug})
+}

@@ -1,0 +1,67 @@
+# METADATA
+# title: Start
+# description: Whether a root run may be started.
+package orchestration.start
+
+import data.orchestration.lib
+import data.orchestration.surface
+
+# METADATA
+# title: Decision
+# description: The scopes of a root run come from its token; it has no orchestrator, so no limits.
+decision := {
+	"allow": count(deny) == 0,
+	"reasons": lib.ordered(deny),
+	"effective_scopes": lib.granted(deny, input.request.scopes),
+}
+
+# METADATA
+# title: Surface disabled
+# description: Runs of graph agents come through the graph surface; those of external agents through none.
+deny contains reason if {
+	not input.surface == "option_b_runtime_primitives"
+	some reason in surface.deny
+}
+
+# METADATA
+# title: Root runs are for tenants
+# description: A root run is below no run, so it is beyond the reach of a run token.
+# custom:
+#   short_name: outside_remit
+#   message: a run token acts at or below its own run, and a root run is below none
+deny contains reason if {
+	not input.principal.kind in {"admin", "tenant"}
+	reason := lib.reason(rego.metadata.rule(), [], {})
+}
+
+# METADATA
+# title: Target not published
+# description: Only published agents run.
+# custom:
+#   short_name: target_not_published
+#   message: agent %v is not published
+deny contains reason if {
+	not input.targets[0].status == "published"
+	slug := object.get(input, ["targets", 0, "slug"], null)
+	reason := lib.reason(rego.metadata.rule(), [lib.named(slug)], {"target": slug})
+}
+
+# METADATA
+# title: Scope exceeds caller
+# description: A root run gets no scope that its token may not delegate; an empty list needs no grant.
+# custom:
+#   short_name: scope_exceeds_caller
+#   message: the token may not delegate %v
+deny contains reason if {
+	not delegable(input.request.scopes, input.principal.delegable_scopes)
+	excess := lib.excess(input.request.scopes, input.principal.delegable_scopes)
+	reason := lib.reason(rego.metadata.rule(), [concat(", ", excess)], {"scopes": excess})
+}
+
+delegable(scopes, grants) if lib.within(scopes, grants)
+
+delegable(scopes, grants) if {
+	lib.within(scopes, scopes)
+	is_array(grants)
+	"*" in grants
+}
