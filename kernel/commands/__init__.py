@@ -1,0 +1,1 @@
+"""What can be asked of the kernel, one use case a file."""

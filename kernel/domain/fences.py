@@ -11,7 +11,7 @@ from uuid import UUID
 
 
 class FenceScope(StrEnum):
-    """What a fence covers: the run and all below; its earlier children and all below; a group's losers and all below."""
+    """What a fence covers: a run, its earlier children, or a group's losers; and all below them."""
 
     RUN = "run"
     CHILDREN = "children"

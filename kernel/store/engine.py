@@ -1,18 +1,20 @@
 """Connections and transactions.
 
 Reading and writing are two types, so that a query which changes something cannot be called outside a transaction.
-SQLAlchemy owns the pool and runs the statements written in Core; the hot statements go to the asyncpg connection beneath,
-inside the same transaction. The engine is in AUTOCOMMIT because the transaction is asyncpg's, for both alike.
+SQLAlchemy owns the pool and runs the statements written in Core; the hot statements go to the asyncpg connection
+beneath, inside the same transaction. The engine is in AUTOCOMMIT because the transaction is asyncpg's, for both alike.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import orjson
+from asyncpg import exceptions as pg
+from asyncpg.transaction import Transaction
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -28,11 +30,11 @@ CONNECT_TIMEOUT_S = 5.0
 UNAVAILABLE = (
     OSError,
     asyncio.TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
+    pg.PostgresConnectionError,
+    pg.InterfaceError,
+    pg.OperatorInterventionError,
+    pg.InsufficientResourcesError,
+    pg.LockNotAvailableError,
 )
 
 
@@ -115,7 +117,7 @@ class Database:
         try:
             core = await self.engine.connect()
             try:
-                driver: asyncpg.Connection = (await core.get_raw_connection()).driver_connection
+                driver = cast("asyncpg.Connection", (await core.get_raw_connection()).driver_connection)
                 yield core, driver
             finally:
                 await asyncio.shield(core.close())
@@ -153,8 +155,8 @@ def _replace_when_closed(dbapi_connection: Any, _record: object, _proxy: object)
         raise DisconnectionError
 
 
-async def _roll_back(transaction: Any, driver: asyncpg.Connection) -> None:
+async def _roll_back(transaction: Transaction, driver: asyncpg.Connection) -> None:
     try:
         await transaction.rollback()
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except (pg.PostgresError, pg.InterfaceError, OSError):
         driver.terminate()

@@ -1,0 +1,140 @@
+"""Concurrent spawns of one process share questions and transactions.
+
+Nothing waits for company: an order that finds a free lane leaves at once, alone, so one client pays nothing. Orders
+that arrive while the lanes are busy leave together with the next free one.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from uuid import UUID
+
+from kernel.commands.spawning.order import Spawned, SpawnOrder
+from kernel.commands.spawning.pipeline import Outcome, SpawnPipeline
+from kernel.domain.errors import DatabaseUnavailableError, RemitError
+
+# What one batch may hold: as many orders as one question to policy, and so many children that its locks stay short.
+MAX_ORDERS = 64
+MAX_CHILDREN = 256
+MAX_KNOWN_ROOTS = 100_000
+
+
+@dataclass(slots=True)
+class _Waiting:
+    order: SpawnOrder
+    answer: asyncio.Future[Outcome]
+
+
+class SpawnCombiner:
+    """Takes orders from many requests and hands them to the pipeline in batches.
+
+    Fair between tenants: a batch takes one order of each tenant in turn. Of one tree there is one batch in flight, so
+    that batches do not queue up behind each other's locks.
+
+    Args:
+        lanes: how many batches may be in flight; each holds one database connection.
+    """
+
+    def __init__(self, pipeline: SpawnPipeline, *, lanes: int = 3) -> None:
+        self._pipeline = pipeline
+        self._lanes = lanes
+        self._queues: OrderedDict[UUID, deque[_Waiting]] = OrderedDict()
+        self._busy: set[tuple[UUID, UUID]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        # Which tree a caller is in is known once it has spawned; until then its own id stands for its tree, which is
+        # only a guess about contention: the lock decides.
+        self._roots: OrderedDict[UUID, UUID] = OrderedDict()
+
+    async def spawn(self, order: SpawnOrder) -> Spawned:
+        """Execute one order.
+
+        A caller that goes away does not take its order with it: the batch runs to its end on its own.
+
+        Raises:
+            RemitError: what the order was refused with.
+        """
+        waiting = _Waiting(order, asyncio.get_running_loop().create_future())
+        self._queues.setdefault(order.tenant_id, deque()).append(waiting)
+        self._dispatch()
+        outcome = await waiting.answer
+        if isinstance(outcome, RemitError):
+            raise outcome
+        return outcome
+
+    async def drain(self) -> None:
+        """Wait until every order that was taken has been answered."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    def _dispatch(self) -> None:
+        while len(self._in_flight) < self._lanes:
+            batch = self._take()
+            if not batch:
+                return
+            keys = {self._tree_of(waiting.order) for waiting in batch}
+            self._busy |= keys
+            task = asyncio.create_task(self._execute(batch, keys))
+            self._in_flight.add(task)
+
+    def _take(self) -> list[_Waiting]:
+        """One order of each tenant in turn, passing over trees that are busy, until the batch is full."""
+        batch: list[_Waiting] = []
+        children = 0
+        passed_over: dict[UUID, list[_Waiting]] = {}
+        live = deque(self._queues)
+        while live and len(batch) < MAX_ORDERS:
+            tenant_id = live.popleft()
+            queue = self._queues[tenant_id]
+            while queue:
+                waiting = queue.popleft()
+                size = len(waiting.order.children)
+                if self._tree_of(waiting.order) in self._busy or (batch and children + size > MAX_CHILDREN):
+                    passed_over.setdefault(tenant_id, []).append(waiting)
+                    continue
+                batch.append(waiting)
+                children += size
+                live.append(tenant_id)
+                break
+        for tenant_id, skipped in passed_over.items():
+            self._queues[tenant_id].extendleft(reversed(skipped))
+        for tenant_id in [tenant_id for tenant_id, queue in self._queues.items() if not queue]:
+            del self._queues[tenant_id]
+        # The next batch begins with another tenant.
+        if self._queues:
+            self._queues.move_to_end(next(iter(self._queues)))
+        return batch
+
+    async def _execute(self, batch: list[_Waiting], keys: set[tuple[UUID, UUID]]) -> None:
+        outcomes: list[Outcome | Exception] = [DatabaseUnavailableError("the service is shutting down")] * len(batch)
+        try:
+            outcomes = [*await self._pipeline.execute([waiting.order for waiting in batch])]
+        except Exception as error:  # noqa: BLE001 - whatever it is, each of the waiting requests is told
+            outcomes = [error] * len(batch)
+        finally:
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Spawned):
+                    self._remember(waiting.order.caller_run_id, outcome.root_run_id)
+                _answer(waiting.answer, outcome)
+            self._busy -= keys
+            task = asyncio.current_task()
+            if task is not None:
+                self._in_flight.discard(task)
+            self._dispatch()
+
+    def _tree_of(self, order: SpawnOrder) -> tuple[UUID, UUID]:
+        return order.tenant_id, self._roots.get(order.caller_run_id, order.caller_run_id)
+
+    def _remember(self, run_id: UUID, root_run_id: UUID) -> None:
+        self._roots[run_id] = root_run_id
+        self._roots.move_to_end(run_id)
+        while len(self._roots) > MAX_KNOWN_ROOTS:
+            self._roots.popitem(last=False)
+
+
+def _answer(waiting: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:
+    if waiting.done():  # its request was cancelled
+        return
+    if isinstance(outcome, Spawned | RemitError):
+        waiting.set_result(outcome)
+    else:
+        waiting.set_exception(outcome)

@@ -1,0 +1,113 @@
+"""What policy is asked about a spawn."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from kernel.commands.spawning.order import SpawnOrder, resolve
+from kernel.domain.errors import CallerNotActiveError, NotFoundError, RunCancelledError
+from kernel.domain.principal import Principal
+from kernel.domain.run import ACTIVE, RunStatus
+from kernel.policy.contract import CallerFacts, DecisionInput, PrincipalFacts, RequestFacts, TargetFacts
+from kernel.store.spawn_facts import Agent, Caller, SpawnFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An order with the facts it was asked about on, whose revisions the commit holds against the database."""
+
+    order: SpawnOrder
+    caller: Caller
+    agents: Sequence[Agent]
+    question: DecisionInput
+
+    def rests_on(self, facts: SpawnFacts) -> bool:
+        """Whether the catalog is still what policy was told."""
+        tenant_id = self.order.tenant_id
+        caller = facts.callers.get((tenant_id, self.order.caller_run_id))
+        if caller is None or caller.agent_revision != self.caller.agent_revision:
+            return False
+        return all(
+            (fresh := facts.agents.get((tenant_id, agent.facts.agent_id))) is not None
+            and fresh.revision == agent.revision
+            for agent in set_of(self.agents)
+        )
+
+
+def set_of(agents: Iterable[Agent]) -> list[Agent]:
+    """Each agent once, in the order of its first appearance."""
+    return list({agent.facts.agent_id: agent for agent in agents}.values())
+
+
+def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
+    """Put an order into a question.
+
+    Raises:
+        NotFoundError: when the tenant has no such caller, or no such target.
+        CallerNotActiveError, RunCancelledError: when the caller has ended.
+    """
+    caller = facts.callers.get((order.tenant_id, order.caller_run_id))
+    if caller is None:
+        raise NotFoundError(f"caller_run_id: there is no run {order.caller_run_id}")
+    check_active(caller.facts)
+    agents: list[Agent] = []
+    for number, (child, agent) in enumerate(zip(order.children, resolve(order, facts), strict=True)):
+        if agent is None:
+            where = "target_agent" if order.join is None else f"targets[{number}]"
+            raise NotFoundError(f"{where}: there is no agent {child.target}")
+        agents.append(agent)
+    counts = Counter(agent.facts.agent_id for agent in agents)
+    question = DecisionInput.model_construct(
+        action=order.action,
+        surface=order.surface,
+        now=datetime.now(UTC),
+        tenant=caller.tenant,
+        principal=principal_facts(order.principal),
+        request=RequestFacts.model_construct(
+            scopes=order.scopes,
+            count=len(order.children),
+            failure_policy=order.failure_policy,
+            timeout_s=order.timeout_s,
+            join_mode=order.join.mode if order.join else None,
+            quorum_threshold=order.join.quorum_threshold if order.join else None,
+            include_root=None,
+            grace_s=None,
+        ),
+        caller=caller.facts,
+        tree=caller.tree,
+        orchestrator_policy=caller.policy,
+        allowlist=caller.allowlist,
+        targets=tuple(_counted(agent.facts, counts[agent.facts.agent_id]) for agent in set_of(agents)),
+    )
+    return Prepared(order, caller, agents, question)
+
+
+def principal_facts(principal: Principal) -> PrincipalFacts:
+    """What policy is told of the bearer of a token."""
+    return PrincipalFacts.model_construct(
+        kind=principal.kind, run_id=principal.run_id, delegable_scopes=principal.delegable_scopes
+    )
+
+
+def check_active(caller: CallerFacts) -> None:
+    """Check that a run may still act.
+
+    Raises:
+        RunCancelledError: when it was cancelled.
+        CallerNotActiveError: when it has ended otherwise.
+    """
+    check_status(caller.run_id, RunStatus(caller.status))
+
+
+def check_status(run_id: UUID, status: RunStatus) -> None:
+    """Check that a run with this status may still act; see `check_active`."""
+    if status is RunStatus.CANCELLED:
+        raise RunCancelledError(f"caller_run_id: run {run_id} was cancelled", run_id=str(run_id))
+    if status not in ACTIVE:
+        raise CallerNotActiveError(f"caller_run_id: run {run_id} has ended: it is {status}", run_id=str(run_id))
+
+
+def _counted(facts: TargetFacts, count: int) -> TargetFacts:
+    return facts if count == 1 else facts.model_copy(update={"count": count})

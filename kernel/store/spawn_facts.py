@@ -1,0 +1,251 @@
+"""The facts of a spawn, for a batch of them, in one round trip.
+
+The same query serves the question to policy and, under the lock, the re-check of what the answer rests on.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from kernel.policy.contract import (
+    AllowlistEntryFacts,
+    CallerFacts,
+    OrchestratorPolicyFacts,
+    SurfaceFlags,
+    TargetFacts,
+    TenantFacts,
+    TreeFacts,
+)
+from kernel.store.engine import ReadSession
+
+# A row as it comes out of a JSON document: its shape is the query's, a few lines above.
+Row = Mapping[str, Any]
+NO_DECISION = "00000000-0000-0000-0000-000000000000"
+
+Key = tuple[UUID, UUID]
+NamedKey = tuple[UUID, str]
+SpawnKey = tuple[UUID, UUID, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent as a target, with the revision that a decision about it rests on."""
+
+    facts: TargetFacts
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A calling run with all that policy is told of it. `agent_revision` covers its policy and its allowlist too."""
+
+    facts: CallerFacts
+    tree: TreeFacts
+    tenant: TenantFacts
+    agent_revision: int
+    policy: OrchestratorPolicyFacts | None
+    allowlist: tuple[AllowlistEntryFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What was spawned before under a key: one run, or a group with its members in order."""
+
+    run_ids: tuple[UUID, ...]
+    group_id: UUID | None
+    agent_ids: tuple[UUID, ...]
+    digests: Mapping[str, str] | None
+    snapshot: Mapping[str, object]
+    effective_scopes: tuple[str, ...]
+    failure_policy: str
+    timeout_s: int | None
+    join_mode: str | None
+    quorum_threshold: int | None
+    decision_id: UUID
+    root_run_id: UUID
+    parent_node_id: str | None
+    depth: int
+
+
+@dataclass(slots=True)
+class Wanted:
+    """The keys of the facts that a batch needs, each once. Every key leads with its tenant."""
+
+    callers: set[Key] = field(default_factory=set)
+    agents: set[Key] = field(default_factory=set)
+    slugs: set[NamedKey] = field(default_factory=set)
+    keys: set[SpawnKey] = field(default_factory=set)
+    prefixes: set[SpawnKey] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class SpawnFacts:
+    """What the database knows, by the keys it was asked for. What is absent does not exist in that tenant."""
+
+    callers: dict[Key, Caller] = field(default_factory=dict)
+    agents: dict[Key, Agent] = field(default_factory=dict)
+    agents_by_slug: dict[NamedKey, Agent] = field(default_factory=dict)
+    earlier_runs: dict[SpawnKey, Earlier] = field(default_factory=dict)
+    earlier_groups: dict[SpawnKey, Earlier] = field(default_factory=dict)
+
+
+LOAD = """
+SELECT json_build_object(
+  'callers', (
+    SELECT json_agg(json_build_object(
+      'tenant_id', r.tenant_id, 'run_id', r.run_id, 'agent_id', r.agent_id, 'agent_slug', a.slug,
+      'status', r.status, 'depth', r.depth, 'effective_scopes', r.effective_scopes,
+      'children_count', r.children_count, 'root_run_id', r.root_run_id, 'children_total', t.children_total,
+      'agent_revision', a.revision, 'tenant_slug', n.slug, 'time_zone', n.time_zone,
+      'option_a', f.option_a_graphspec_v2, 'option_b', f.option_b_runtime_primitives,
+      'policy', CASE WHEN p.agent_id IS NOT NULL THEN json_build_object(
+        'max_depth', p.max_depth, 'max_fanout', p.max_fanout, 'max_children_total', p.max_children_total,
+        'join_timeout_s', p.join_timeout_s, 'default_failure_policy', p.default_failure_policy,
+        'enforce_published_only', p.enforce_published_only, 'allowed_scope_subset', p.allowed_scope_subset,
+        'parent_close_policy', p.parent_close_policy, 'is_active', p.is_active) END,
+      'allowlist', (
+        SELECT json_agg(json_build_object('target_agent_id', w.target_agent_id,
+          'target_agent_slug', w.target_agent_slug, 'capability_tag', w.capability_tag) ORDER BY w.ordinal)
+        FROM orchestrator_allowlist w WHERE w.tenant_id = r.tenant_id AND w.agent_id = r.agent_id)))
+    FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
+    JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
+    JOIN run_trees t ON t.tenant_id = r.tenant_id AND t.root_run_id = r.root_run_id
+    JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
+    JOIN tenants n ON n.tenant_id = r.tenant_id
+    LEFT JOIN tenant_flags f ON f.tenant_id = r.tenant_id
+    LEFT JOIN orchestrator_policies p ON p.tenant_id = r.tenant_id AND p.agent_id = r.agent_id),
+  'agents', (
+    SELECT json_agg(json_build_object('tenant_id', a.tenant_id, 'agent_id', a.agent_id, 'slug', a.slug,
+      'kind', a.kind, 'status', a.status, 'capability_tags', a.capability_tags, 'revision', a.revision))
+    FROM (
+      SELECT a.* FROM unnest($3::uuid[], $4::uuid[]) AS q (tenant_id, agent_id)
+      JOIN agents a ON a.tenant_id = q.tenant_id AND a.agent_id = q.agent_id
+      UNION ALL
+      SELECT a.* FROM unnest($5::uuid[], $6::text[]) AS q (tenant_id, slug)
+      JOIN agents a ON a.tenant_id = q.tenant_id AND a.slug = q.slug) a),
+  'runs', (
+    SELECT json_agg(json_build_object('tenant_id', r.tenant_id, 'parent_run_id', r.parent_run_id,
+      'key', r.spawn_key, 'run_ids', json_build_array(r.run_id), 'group_id', r.orchestration_group_id,
+      'agent_ids', json_build_array(r.agent_id), 'digests', l.request_digests, 'snapshot', l.policy_snapshot,
+      'effective_scopes', r.effective_scopes, 'failure_policy', r.failure_policy, 'timeout_s', r.timeout_s,
+      'decision_id', l.decision_id, 'root_run_id', r.root_run_id, 'parent_node_id', r.parent_node_id,
+      'depth', r.depth))
+    FROM unnest($7::uuid[], $8::uuid[], $9::text[]) AS q (tenant_id, parent_run_id, spawn_key)
+    JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.parent_run_id = q.parent_run_id
+      AND r.spawn_key = q.spawn_key
+    JOIN run_payloads l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id),
+  'groups', (
+    SELECT json_agg(json_build_object('tenant_id', g.tenant_id, 'parent_run_id', g.orchestrator_run_id,
+      'key', g.spawn_key_prefix, 'group_id', g.group_id, 'digests', g.request_digests,
+      'snapshot', g.policy_snapshot, 'effective_scopes', g.effective_scopes,
+      'failure_policy', g.failure_policy, 'timeout_s', g.timeout_s, 'join_mode', g.join_mode,
+      'quorum_threshold', g.quorum_threshold, 'decision_id', g.decision_id, 'root_run_id', g.root_run_id,
+      'parent_node_id', g.parent_node_id, 'depth', o.depth + 1, 'run_ids', m.run_ids, 'agent_ids', m.agent_ids))
+    FROM unnest($10::uuid[], $11::uuid[], $12::text[]) AS q (tenant_id, parent_run_id, prefix)
+    JOIN orchestration_groups g ON g.tenant_id = q.tenant_id AND g.orchestrator_run_id = q.parent_run_id
+      AND g.spawn_key_prefix = q.prefix
+    JOIN agent_runs o ON o.tenant_id = g.tenant_id AND o.run_id = g.orchestrator_run_id
+    CROSS JOIN LATERAL (
+      SELECT coalesce(json_agg(r.run_id ORDER BY r.ordinal), '[]') AS run_ids,
+        coalesce(json_agg(r.agent_id ORDER BY r.ordinal), '[]') AS agent_ids
+      FROM agent_runs r WHERE r.tenant_id = g.tenant_id AND r.orchestration_group_id = g.group_id) m))
+"""
+
+
+async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
+    """Load what is known; what belongs to another tenant is absent, like what does not exist."""
+    raw = await session.driver.fetchval(
+        LOAD,
+        *columns(wanted.callers, 2),
+        *columns(wanted.agents, 2),
+        *columns(wanted.slugs, 2),
+        *columns(wanted.keys, 3),
+        *columns(wanted.prefixes, 3),
+    )
+    document = orjson.loads(raw)
+    facts = SpawnFacts()
+    for row in document["callers"] or ():
+        caller = _caller(row)
+        facts.callers[caller.tenant.tenant_id, caller.facts.run_id] = caller
+    for row in document["agents"] or ():
+        tenant_id = UUID(row["tenant_id"])
+        agent = Agent(
+            TargetFacts.model_construct(
+                agent_id=UUID(row["agent_id"]),
+                slug=row["slug"],
+                kind=row["kind"],
+                status=row["status"],
+                capability_tags=tuple(row["capability_tags"]),
+            ),
+            row["revision"],
+        )
+        facts.agents[tenant_id, agent.facts.agent_id] = agent
+        facts.agents_by_slug[tenant_id, agent.facts.slug] = agent
+    for name, found in (("runs", facts.earlier_runs), ("groups", facts.earlier_groups)):
+        for row in document[name] or ():
+            found[UUID(row["tenant_id"]), UUID(row["parent_run_id"]), row["key"]] = _earlier(row)
+    return facts
+
+
+def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
+    """Rows turned into the arrays that `unnest` takes."""
+    turned = [list(column) for column in zip(*rows, strict=True)]
+    return turned or [[] for _ in range(width)]
+
+
+def tenant_facts(row: Row, tenant_id: UUID) -> TenantFacts:
+    """A tenant from a row with `tenant_slug`, `time_zone` and the two flags (null where none are stored: both on)."""
+    flags = SurfaceFlags.model_construct(
+        option_a_graphspec_v2=row["option_a"] is not False,
+        option_b_runtime_primitives=row["option_b"] is not False,
+    )
+    return TenantFacts.model_construct(
+        tenant_id=tenant_id, slug=row["tenant_slug"], time_zone=row["time_zone"], flags=flags
+    )
+
+
+def _caller(row: Row) -> Caller:
+    # Constructed without validation: the rows come from this database, under its CHECKs, and this is the hot path.
+    policy = None
+    if row["policy"] is not None:
+        stored = {**row["policy"], "allowed_scope_subset": tuple(row["policy"]["allowed_scope_subset"])}
+        policy = OrchestratorPolicyFacts.model_construct(**stored)
+    return Caller(
+        facts=CallerFacts.model_construct(
+            run_id=UUID(row["run_id"]),
+            agent_id=UUID(row["agent_id"]),
+            agent_slug=row["agent_slug"],
+            status=row["status"],
+            depth=row["depth"],
+            effective_scopes=tuple(row["effective_scopes"]),
+            children_count=row["children_count"],
+        ),
+        tree=TreeFacts.model_construct(root_run_id=UUID(row["root_run_id"]), children_total=row["children_total"]),
+        tenant=tenant_facts(row, UUID(row["tenant_id"])),
+        agent_revision=row["agent_revision"],
+        policy=policy,
+        allowlist=tuple(AllowlistEntryFacts.model_construct(**entry) for entry in row["allowlist"] or ()),
+    )
+
+
+def _earlier(row: Row) -> Earlier:
+    return Earlier(
+        run_ids=tuple(UUID(run_id) for run_id in row["run_ids"]),
+        group_id=UUID(row["group_id"]) if row["group_id"] is not None else None,
+        agent_ids=tuple(UUID(agent_id) for agent_id in row["agent_ids"]),
+        digests=row["digests"],
+        snapshot=row["snapshot"] or {},
+        effective_scopes=tuple(row["effective_scopes"]),
+        failure_policy=row["failure_policy"],
+        timeout_s=row["timeout_s"],
+        join_mode=row.get("join_mode"),
+        quorum_threshold=row.get("quorum_threshold"),
+        # A member of a group has no decision of its own; it is then found by its key only to be called a conflict.
+        decision_id=UUID(row["decision_id"] or NO_DECISION),
+        root_run_id=UUID(row["root_run_id"]),
+        parent_node_id=row["parent_node_id"],
+        depth=row["depth"],
+    )

@@ -1,0 +1,95 @@
+"""The tree lock: one row per root run, locked before anything else of that tree is read or changed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from kernel.store.engine import WriteSession
+
+# In one order for everybody, so that two batches never wait for each other in a ring. The statement reads no other
+# table: its snapshot is older than its wait, and only the locked row itself is read anew after the wait.
+LOCK = """
+SELECT t.tenant_id, t.root_run_id, t.children_total, t.seq, t.open_fences
+FROM run_trees t
+JOIN unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, root_run_id)
+  ON t.tenant_id = q.tenant_id AND t.root_run_id = q.root_run_id
+ORDER BY t.tenant_id, t.root_run_id
+FOR NO KEY UPDATE OF t
+"""
+
+ADVANCE = """
+UPDATE run_trees t SET
+  seq = q.seq,
+  children_total = t.children_total + q.children,
+  open_fences = t.open_fences + q.fences,
+  queued_runs = t.queued_runs + q.queued,
+  running_runs = t.running_runs + q.running,
+  paused_runs = t.paused_runs + q.paused
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::int[], $5::int[], $6::int[], $7::int[], $8::int[])
+  AS q (tenant_id, root_run_id, seq, children, fences, queued, running, paused)
+WHERE t.tenant_id = q.tenant_id AND t.root_run_id = q.root_run_id
+"""
+
+TreeKey = tuple[UUID, UUID]
+
+
+@dataclass(slots=True)
+class LockedTree:
+    """A tree whose lock this transaction holds: its counters, and what this transaction will add to them."""
+
+    tenant_id: UUID
+    root_run_id: UUID
+    children_total: int
+    seq: int
+    open_fences: int
+    added_children: int = 0
+    added_fences: int = 0
+    queued: int = 0
+    running: int = 0
+    paused: int = 0
+
+    def next_seq(self) -> int:
+        """Take the next number of the tree's sequence; whoever takes one writes one event with it."""
+        self.seq += 1
+        return self.seq
+
+    def moved(self, before: str | None, after: str | None, count: int = 1) -> None:
+        """Count runs that went from one status to another (None: they did not exist, or are terminal)."""
+        for status, step in ((before, -count), (after, count)):
+            if status in {"queued", "running", "paused"}:
+                setattr(self, status, getattr(self, status) + step)
+
+
+async def lock(session: WriteSession, keys: Iterable[TreeKey]) -> dict[TreeKey, LockedTree]:
+    """Lock trees until the transaction ends. Trees that do not exist are absent from the answer."""
+    wanted = sorted(set(keys))
+    rows = await session.driver.fetch(LOCK, [key[0] for key in wanted], [key[1] for key in wanted])
+    return {(row["tenant_id"], row["root_run_id"]): LockedTree(*row.values()) for row in rows}
+
+
+async def lock_one(session: WriteSession, tenant_id: UUID, root_run_id: UUID) -> LockedTree:
+    """Lock a tree that is known to exist."""
+    return (await lock(session, [(tenant_id, root_run_id)]))[tenant_id, root_run_id]
+
+
+async def advance(session: WriteSession, *locked: LockedTree) -> None:
+    """Write the counters of locked trees back."""
+    await session.driver.execute(ADVANCE, *advance_columns(locked))
+
+
+def advance_columns(locked: Iterable[LockedTree]) -> list[list[object]]:
+    """The arrays that `ADVANCE` takes."""
+    rows = [
+        (
+            tree.tenant_id,
+            tree.root_run_id,
+            tree.seq,
+            tree.added_children,
+            tree.added_fences,
+            tree.queued,
+            tree.running,
+            tree.paused,
+        )
+        for tree in locked
+    ]
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(8)]
