@@ -26,7 +26,7 @@ class PolicyServer:
     statuses: OpaStatuses
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     polls: list[str] = field(default_factory=list)
-    reports: asyncio.Condition = field(default_factory=asyncio.Condition)
+    traffic: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def opa_config(self, key: SigningKey, *, wait_s: int = 10) -> dict[str, object]:
         """How an OPA is told to pull, verify and report."""
@@ -46,8 +46,8 @@ class PolicyServer:
 
     async def until_reported(self, revision: str) -> None:
         """Wait until an OPA has reported this revision active."""
-        async with asyncio.timeout(20), self.reports:
-            await self.reports.wait_for(
+        async with asyncio.timeout(20), self.traffic:
+            await self.traffic.wait_for(
                 lambda: any(status.bundle.active_revision == revision for status in self.statuses.all())
             )
 
@@ -67,9 +67,11 @@ async def policy_server(publisher: BundlePublisher) -> AsyncIterator[PolicyServe
     async def observed(scope, receive, send):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         if scope["type"] == "http" and scope["method"] == "GET":
             server.polls.append(dict(scope["headers"]).get(b"prefer", b"").decode())
+            async with server.traffic:
+                server.traffic.notify_all()
         await app(scope, receive, send)
-        async with server.reports:
-            server.reports.notify_all()
+        async with server.traffic:
+            server.traffic.notify_all()
 
     uvicorn_server = uvicorn.Server(uvicorn.Config(observed, log_level="error", lifespan="off"))
     # What listens before it serves keeps an early caller waiting, so nobody has to ask whether it has started.
