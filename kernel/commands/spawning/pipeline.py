@@ -95,8 +95,29 @@ class SpawnPipeline:
             if answers:
                 await self._settle(work, questions, answers)
         for number in work.pending():
-            work.outcomes[number] = _facts_changed()
+            work.outcomes[number] = facts_changed()
         return [work.outcomes[number] for number in range(len(batch))]
+
+    async def preview(self, order: SpawnOrder) -> Spawned | Evaluated:
+        """What would be decided, with the headroom left; nothing is written.
+
+        Returns:
+            The first result where the order is a repeat, else the decision.
+
+        Raises:
+            RemitError: as the order itself would be refused, but for policy's denial, which is the answer.
+        """
+        async with self._database.read() as session:
+            facts = await spawn_facts.load(session, _wanted([order]))
+            earlier = orders.repeat(order, facts)
+            if earlier is not None:
+                return earlier
+            prepared = prepare(order, facts)
+            caller = (order.tenant_id, prepared.caller.tree.root_run_id, order.caller_run_id)
+            fence = (await fences.covered(session, [caller])).get((order.tenant_id, order.caller_run_id))
+        if fence is not None:
+            raise under_fence(order.caller_run_id, fence)
+        return await self._engine.decide(prepared.question)
 
     async def _ask(self, work: _Batch, questions: dict[int, Prepared]) -> dict[int, Evaluated]:
         if not questions:
@@ -153,7 +174,7 @@ class SpawnPipeline:
                 if outcome is Shifted.CATALOG:
                     work.attempts[number] = work.attempts.get(number, 0) + 1
                     if work.attempts[number] >= MAX_ATTEMPTS:
-                        settled[number] = _facts_changed()
+                        settled[number] = facts_changed()
                 elif not isinstance(outcome, Shifted):
                     settled[number] = outcome
             if writes.trees:
@@ -393,7 +414,8 @@ def _tree_key(caller: Caller) -> tuple[UUID, UUID]:
     return caller.tenant.tenant_id, caller.tree.root_run_id
 
 
-def _facts_changed() -> FactsChangedError:
+def facts_changed() -> FactsChangedError:
+    """The refusal of an order under which the catalog would not hold still."""
     return FactsChangedError(
         f"the policy, the allowlist or a target changed {MAX_ATTEMPTS} times while this spawn was decided; try again"
     )

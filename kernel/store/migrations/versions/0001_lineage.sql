@@ -46,6 +46,7 @@ CREATE TABLE orchestrator_policies (
     default_failure_policy text NOT NULL CHECK (default_failure_policy IN ('best_effort', 'fail_fast')),
     enforce_published_only boolean NOT NULL,
     allowed_scope_subset   text[] NOT NULL,
+    parent_close_policy    text NOT NULL CHECK (parent_close_policy IN ('continue', 'cancel')),
     is_active              boolean NOT NULL,
     updated_at             timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (tenant_id, agent_id),
@@ -182,7 +183,8 @@ CREATE TABLE root_run_keys (
     request_digests json NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT root_run_keys_pkey PRIMARY KEY (tenant_id, agent_id, idempotency_key),
-    FOREIGN KEY (tenant_id, run_id) REFERENCES agent_runs
+    -- The key is taken before the run is made, so that a second caller waits for the first one's commit.
+    FOREIGN KEY (tenant_id, run_id) REFERENCES agent_runs DEFERRABLE INITIALLY DEFERRED
 );
 
 -- What a run was given and what it gave back; beside the run, so that a change of status does not copy it.

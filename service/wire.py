@@ -1,0 +1,112 @@
+"""The shapes of the wire: request bodies, and answers as JSON."""
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from starlette.responses import Response
+
+from kernel.domain.scopes import SCOPE_PATTERN, normalise
+
+
+class Body(BaseModel):
+    """The base of request bodies: an unknown field is a mistake, and is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """The base of answers, for the OpenAPI document."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class _StrictRequest(Request):
+    """Reads JSON as RFC 8259 has it: no NaN, no infinity, no lone surrogates, valid UTF-8."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = orjson.loads(await self.body())
+        return self._json
+
+
+class StrictRoute(APIRoute):
+    """A route whose bodies are strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return handle
+
+
+def make_router(tag: str) -> APIRouter:
+    """A router for one resource."""
+    return APIRouter(tags=[tag], route_class=StrictRoute)
+
+
+class Json(Response):
+    """A JSON answer. Ids, times and enums are rendered as the contract has them."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: object, status_code: int = 200, headers: dict[str, str] | None = None) -> None:
+        super().__init__(content, status_code, headers)
+
+    def render(self, content: object) -> bytes:
+        return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+
+
+def _without_nul(value: str) -> str:
+    # PostgreSQL's text holds any character but this one.
+    if "\x00" in value:
+        raise ValueError("must not contain the NUL character")
+    return value
+
+
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        written = orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"cannot be stored: {error}") from error
+    # The marker may also stand for a backslash followed by u0000, so the strings themselves are looked at.
+    if b"\\u0000" in written and _has_nul(value):
+        raise ValueError("must not contain the NUL character")
+    return value
+
+
+def _has_nul(value: object) -> bool:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str) and "\x00" in item:
+            return True
+        if isinstance(item, dict):
+            stack.extend((*item.keys(), *item.values()))
+        elif isinstance(item, list):
+            stack.extend(item)
+    return False
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+Key = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+NodeId = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+Scope = Annotated[str, StringConstraints(pattern=SCOPE_PATTERN)]
+Scopes = Annotated[tuple[Scope, ...], Field(max_length=256), AfterValidator(normalise)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_storable)]
+# Half the range of `integer`, so that no sum of a limit and a counter can overflow.
+Limit = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+
+def run_ids(items: tuple[UUID, ...]) -> list[str]:
+    """Ids as the wire shows them."""
+    return [str(item) for item in items]
