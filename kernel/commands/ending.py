@@ -1,0 +1,103 @@
+"""What happens when runs end, under the lock of their tree: whoever ends a run, for whatever reason, does it here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from kernel.commands.aftermath import Aftermath
+from kernel.commands.fencing import set_fence
+from kernel.commands.joining import count_endings
+from kernel.commands.lifecycle import Change, lifecycle_event
+from kernel.domain.events import Surface
+from kernel.domain.fences import FenceScope
+from kernel.domain.run import RunStatus
+from kernel.store import events, runs
+from kernel.store.engine import WriteSession
+from kernel.store.runs import Run
+from kernel.store.trees import LockedTree
+
+PARENT_CLOSED = "parent_closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ends: with a terminal status, and with what it gives back, as JSON texts."""
+
+    run_id: UUID
+    status: RunStatus
+    output: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Runs that have ended, each with the time, and what is to be told after the commit."""
+
+    finalized_at: Mapping[UUID, datetime] = field(default_factory=dict)
+    seq: int | None = None
+    aftermath: Aftermath = field(default_factory=Aftermath)
+
+
+async def end_runs(
+    session: WriteSession,
+    tree: LockedTree,
+    endings: Sequence[Ending],
+    *,
+    surface: Surface | None = None,
+    known: Mapping[UUID, Run] | None = None,
+) -> Ended:
+    """End runs of a locked tree with one transition, for all of them or for any number.
+
+    Writes statuses, payloads, events, the tallies of their groups and what those decide; takes back leases and
+    deadlines; and sets the fences of parents whose policy cancels what is left below them. Runs that have ended already
+    are passed over. The caller has checked that the steps are allowed, and writes the tree's counters back.
+
+    Args:
+        surface: of the event; by default that of the first run.
+        known: the runs as they stand, where the caller has read them under the same lock.
+    """
+    if known is None:
+        known = await runs.load(session, tree.tenant_id, [ending.run_id for ending in endings])
+    live = [ending for ending in endings if ending.run_id in known and known[ending.run_id].active]
+    if not live:
+        return Ended()
+    seq = tree.next_seq()
+    finalized_at = await runs.end(
+        session, tree.tenant_id, [(e.run_id, e.status, e.output, e.error) for e in live], seq=seq
+    )
+    aftermath = Aftermath()
+    tallies: dict[UUID, tuple[int, int]] = {}
+    for ending in live:
+        run = known[ending.run_id]
+        tree.moved(run.status.value, None)
+        aftermath.transitions[run.tenant_slug, ending.status.value] += 1
+        if run.group_id is not None:
+            successes, failures = tallies.get(run.group_id, (0, 0))
+            well = ending.status is RunStatus.COMPLETED
+            tallies[run.group_id] = (successes + well, failures + (not well))
+    changes = [Change(ending.run_id, ending.status, known[ending.run_id].group_id) for ending in live]
+    told_on = surface or known[live[0].run_id].surface
+    await events.append(session, lifecycle_event(tree, seq, changes, told_on))
+    aftermath.add(await count_endings(session, tree, tallies, seq=seq))
+    for ending in live:
+        aftermath.add(await _close_below(session, tree, known[ending.run_id], ending.status))
+    return Ended(finalized_at, seq, aftermath)
+
+
+async def _close_below(session: WriteSession, tree: LockedTree, run: Run, status: RunStatus) -> Aftermath:
+    """Cancel what is active below a run that completed or failed, where its agent's policy says so."""
+    aftermath = Aftermath()
+    if not run.closes_children or status is RunStatus.CANCELLED or not run.children_count:
+        return aftermath
+    if await runs.has_active_descendants(session, tree.tenant_id, run.run_id):
+        await set_fence(
+            session,
+            tree,
+            run_id=run.run_id,
+            scope=FenceScope.CHILDREN,
+            reason=PARENT_CLOSED,
+            surface=run.surface,
+        )
+        aftermath.fences[run.tenant_slug, PARENT_CLOSED] += 1
+    return aftermath

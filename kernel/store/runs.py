@@ -1,0 +1,207 @@
+"""Runs as they stand, and their steps from one status to another."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from asyncpg import Record
+
+from kernel.domain.events import Surface
+from kernel.domain.run import ACTIVE, RunStatus
+from kernel.store.engine import ReadSession, WriteSession
+from kernel.store.trees import TreeKey
+
+# The lease is judged by the clock of the statement, which is read after the lock.
+LOAD = """
+SELECT r.tenant_id, r.run_id, r.root_run_id, r.parent_run_id, r.status, r.background, r.surface, r.depth,
+  r.orchestration_group_id, r.children_count, r.finalized_at, r.agent_id, n.slug AS tenant_slug,
+  coalesce(p.is_active AND p.parent_close_policy = 'cancel', false) AS closes_children,
+  l.lease, l.expires_at > clock_timestamp() AS lease_runs, l.attempt, l.max_attempts
+FROM unnest($2::uuid[]) AS q (run_id)
+JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
+JOIN tenants n ON n.tenant_id = r.tenant_id
+LEFT JOIN orchestrator_policies p ON p.tenant_id = r.tenant_id AND p.agent_id = r.agent_id
+LEFT JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
+"""
+
+# A run's root never changes, so the tree to lock may be looked up before the lock.
+ROOTS = "SELECT run_id, root_run_id FROM agent_runs WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])"
+
+# What a run leaves behind goes with its status: payload, deadline and lease in the same statement.
+END = """
+WITH ended AS (
+  SELECT * FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[]) AS q (run_id, status, output, error)
+), given AS (
+  UPDATE run_payloads l SET output = q.output::json, error = q.error::json
+  FROM ended q
+  WHERE l.tenant_id = $1 AND l.run_id = q.run_id AND (q.output IS NOT NULL OR q.error IS NOT NULL)
+), due AS (
+  DELETE FROM run_deadlines d USING ended q WHERE d.tenant_id = $1 AND d.run_id = q.run_id
+), released AS (
+  UPDATE run_leases l SET lease = NULL, expires_at = NULL
+  FROM ended q WHERE l.tenant_id = $1 AND l.run_id = q.run_id AND l.lease IS NOT NULL
+)
+UPDATE agent_runs r SET status = q.status, finalized_seq = $6, finalized_at = clock_timestamp()
+FROM ended q
+WHERE r.tenant_id = $1 AND r.run_id = q.run_id
+RETURNING r.run_id, r.finalized_at
+"""
+
+# A run that was running before keeps the number of its first start where it goes on after a pause.
+MOVE = """
+UPDATE agent_runs r SET status = $3, started_seq = coalesce(r.started_seq, $4),
+  started_at = coalesce(r.started_at, clock_timestamp())
+WHERE r.tenant_id = $1 AND r.run_id = $2
+"""
+
+PAYLOAD = "SELECT output, error FROM run_payloads WHERE tenant_id = $1 AND run_id = $2"
+
+HAS_ACTIVE_DESCENDANTS = """
+WITH RECURSIVE below AS (
+  SELECT r.tenant_id, r.run_id, r.status FROM agent_runs r
+  WHERE r.tenant_id = $1 AND r.parent_run_id = $2
+  UNION ALL
+  SELECT r.tenant_id, r.run_id, r.status FROM below b
+  JOIN agent_runs r ON r.tenant_id = b.tenant_id AND r.parent_run_id = b.run_id
+)
+SELECT EXISTS (SELECT 1 FROM below WHERE status IN ('queued', 'running', 'paused'))
+"""
+
+DUE = """
+SELECT d.tenant_id, d.root_run_id, d.run_id
+FROM run_deadlines d
+WHERE d.deadline <= clock_timestamp() AND NOT d.run_id = ANY ($2::uuid[])
+ORDER BY d.deadline
+LIMIT $1
+"""
+
+STILL_DUE = """
+SELECT d.run_id FROM run_deadlines d
+WHERE d.tenant_id = $1 AND d.run_id = ANY ($2::uuid[]) AND d.deadline <= clock_timestamp()
+"""
+
+# Those of runs that ended by another way than `END`, such as a drain.
+FORGET_DEADLINES = "DELETE FROM run_deadlines WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as it stands.
+
+    `closes_children`: its agent's policy in force cancels active descendants when it completes or fails.
+    `lease_runs`: the lease has not expired by the database's clock; None where nobody has leased it.
+    """
+
+    tenant_id: UUID
+    run_id: UUID
+    root_run_id: UUID
+    parent_run_id: UUID | None
+    status: RunStatus
+    background: bool
+    surface: Surface
+    depth: int
+    group_id: UUID | None
+    children_count: int
+    finalized_at: datetime | None
+    agent_id: UUID
+    tenant_slug: str
+    closes_children: bool
+    lease: UUID | None
+    lease_runs: bool | None
+    attempt: int | None
+    max_attempts: int | None
+
+    @property
+    def active(self) -> bool:
+        return self.status in ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a run gave back, as JSON texts."""
+
+    output: str | None
+    error: str | None
+
+
+def _run(row: Record) -> Run:
+    return Run(
+        tenant_id=row["tenant_id"],
+        run_id=row["run_id"],
+        root_run_id=row["root_run_id"],
+        parent_run_id=row["parent_run_id"],
+        status=RunStatus(row["status"]),
+        background=row["background"],
+        surface=Surface(row["surface"]),
+        depth=row["depth"],
+        group_id=row["orchestration_group_id"],
+        children_count=row["children_count"],
+        finalized_at=row["finalized_at"],
+        agent_id=row["agent_id"],
+        tenant_slug=row["tenant_slug"],
+        closes_children=row["closes_children"],
+        lease=row["lease"],
+        lease_runs=row["lease_runs"],
+        attempt=row["attempt"],
+        max_attempts=row["max_attempts"],
+    )
+
+
+async def load(session: ReadSession, tenant_id: UUID, run_ids: Iterable[UUID]) -> dict[UUID, Run]:
+    """Runs of a tenant by id; what it does not have is absent."""
+    rows = await session.driver.fetch(LOAD, tenant_id, list(run_ids))
+    return {row["run_id"]: _run(row) for row in rows}
+
+
+async def roots(session: ReadSession, tenant_id: UUID, run_ids: Iterable[UUID]) -> dict[UUID, UUID]:
+    """The root of each run; runs that the tenant does not have are absent."""
+    rows = await session.driver.fetch(ROOTS, tenant_id, list(run_ids))
+    return {row["run_id"]: row["root_run_id"] for row in rows}
+
+
+async def end(
+    session: WriteSession,
+    tenant_id: UUID,
+    endings: Sequence[tuple[UUID, RunStatus, str | None, str | None]],
+    *,
+    seq: int,
+) -> Mapping[UUID, datetime]:
+    """Write the ends of active runs of a locked tree, as `(run_id, status, output, error)`; when each ended."""
+    ids, statuses, outputs, errors = (list(column) for column in zip(*endings, strict=True))
+    rows = await session.driver.fetch(END, tenant_id, ids, [s.value for s in statuses], outputs, errors, seq)
+    return {row["run_id"]: row["finalized_at"] for row in rows}
+
+
+async def move(session: WriteSession, tenant_id: UUID, run_id: UUID, status: RunStatus, *, seq: int) -> None:
+    """Write a step to `running` or `paused` of a run of a locked tree."""
+    await session.driver.execute(MOVE, tenant_id, run_id, status.value, seq)
+
+
+async def payload(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Payload:
+    """What a run gave back."""
+    row = await session.driver.fetchrow(PAYLOAD, tenant_id, run_id)
+    return Payload(row["output"], row["error"]) if row is not None else Payload(None, None)
+
+
+async def has_active_descendants(session: ReadSession, tenant_id: UUID, run_id: UUID) -> bool:
+    """Whether anything below a run is active, also below descendants that have ended."""
+    found: bool = await session.driver.fetchval(HAS_ACTIVE_DESCENDANTS, tenant_id, run_id)
+    return found
+
+
+async def due(session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = ()) -> list[tuple[TreeKey, UUID]]:
+    """Runs past their deadline, the longest overdue first, as `(tree, run_id)`."""
+    rows = await session.driver.fetch(DUE, limit, list(passing_over))
+    return [((row["tenant_id"], row["root_run_id"]), row["run_id"]) for row in rows]
+
+
+async def still_due(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> set[UUID]:
+    """Which of some runs of a locked tree are past a deadline that still stands."""
+    rows = await session.driver.fetch(STILL_DUE, tenant_id, list(run_ids))
+    return {row["run_id"] for row in rows}
+
+
+async def forget_deadlines(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> None:
+    """Remove the deadlines of runs that have ended."""
+    await session.driver.execute(FORGET_DEADLINES, tenant_id, list(run_ids))

@@ -1,0 +1,210 @@
+"""Who waits in this process, and what wakes them.
+
+The kernel never issues NOTIFY, which would serialise the commits of all trees. What this process commits wakes its own
+waiters at once; for what other processes commit there is one poller per process, however many wait. Nobody holds a
+connection while waiting.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from kernel.domain.errors import DatabaseUnavailableError
+from kernel.store.engine import Database
+
+POLL_S = 0.5
+
+# No more waiters are woken for one agent at a time than could be served by what was seen.
+MAX_SEEN = 200
+
+QUEUED = """
+SELECT q.tenant_id, q.agent_id, w.seen
+FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, agent_id)
+CROSS JOIN LATERAL (
+  SELECT count(*)::int AS seen FROM (
+    SELECT 1 FROM agent_runs r
+    WHERE r.tenant_id = q.tenant_id AND r.agent_id = q.agent_id AND r.status = 'queued' LIMIT $3) r) w
+WHERE w.seen > 0
+"""
+
+CLOSED = """
+SELECT q.tenant_id, q.group_id
+FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, group_id)
+JOIN orchestration_groups g ON g.tenant_id = q.tenant_id AND g.group_id = q.group_id
+WHERE g.status <> 'running'
+"""
+
+Key = tuple[UUID, UUID]
+K = TypeVar("K")
+
+
+class Waiter:
+    """One who waits. What happens between two looks at the database is not missed."""
+
+    def __init__(self) -> None:
+        self._woken = asyncio.Event()
+        self.ended = False
+
+    @property
+    def woken(self) -> bool:
+        return self._woken.is_set()
+
+    def wake(self) -> None:
+        """Wake it; it looks again."""
+        self._woken.set()
+
+    def dismiss(self) -> None:
+        """Wake it for good: the service is stopping."""
+        self.ended = True
+        self._woken.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait until woken; False when the time is up or the service stops, so that looking again is no use."""
+        try:
+            async with asyncio.timeout(max(timeout_s, 0.0)):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        if not self.ended:
+            self._woken.clear()
+        return not self.ended
+
+
+class _Room(Generic[K]):
+    """The waiters by what they wait for, first come first."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[K, dict[Waiter, None]] = {}
+
+    def enter(self, keys: Iterable[K], waiter: Waiter) -> None:
+        for key in keys:
+            self._by_key.setdefault(key, {})[waiter] = None
+
+    def leave(self, keys: Iterable[K], waiter: Waiter) -> None:
+        for key in keys:
+            waiting = self._by_key.get(key, {})
+            waiting.pop(waiter, None)
+            if not waiting:
+                self._by_key.pop(key, None)
+
+    def wake(self, key: K, at_most: int | None = None) -> None:
+        sleeping = [waiter for waiter in self._by_key.get(key, ()) if not waiter.woken]
+        for waiter in sleeping[:at_most]:
+            waiter.wake()
+
+    def dismiss(self) -> None:
+        for waiting in self._by_key.values():
+            for waiter in waiting:
+                waiter.dismiss()
+
+    @property
+    def keys(self) -> list[K]:
+        return list(self._by_key)
+
+
+class Wakeups:
+    """The waiting room of a process.
+
+    Args:
+        stopping: set when the service shuts down: every wait ends at once, and none begins.
+        poll_s: how long a commit of another process may go unnoticed, in seconds.
+    """
+
+    def __init__(self, database: Database, stopping: asyncio.Event, *, poll_s: float = POLL_S) -> None:
+        self._database = database
+        self._stopping = stopping
+        self._poll_s = poll_s
+        self._for_work: _Room[Key] = _Room()
+        self._for_groups: _Room[Key] = _Room()
+        self._poller: asyncio.Task[None] | None = None
+        self.fences = asyncio.Event()
+
+    def work_arrived(self, tenant_id: UUID, agent_ids: Iterable[UUID] | None = None) -> None:
+        """Runs were queued.
+
+        Args:
+            agent_ids: the agent of each; without them whoever waits for this tenant's work looks.
+        """
+        if agent_ids is None:
+            for key in self._for_work.keys:
+                if key[0] == tenant_id:
+                    self._for_work.wake(key)
+            return
+        for agent_id, count in Counter(agent_ids).items():
+            self._for_work.wake((tenant_id, agent_id), count)
+
+    def group_changed(self, tenant_id: UUID, group_id: UUID) -> None:
+        """A group was decided or closed, or a member of it has ended."""
+        self._for_groups.wake((tenant_id, group_id))
+
+    def fence_set(self) -> None:
+        """There is something to drain: sets `fences`, which the drain clears."""
+        self.fences.set()
+
+    @contextmanager
+    def awaiting_work(self, tenant_id: UUID, agent_ids: Iterable[UUID]) -> Iterator[Waiter]:
+        """Wait for queued runs of agents; enter before the first look, so that nothing is missed after it."""
+        with self._waiting(self._for_work, [(tenant_id, agent_id) for agent_id in agent_ids]) as waiter:
+            yield waiter
+
+    @contextmanager
+    def awaiting_group(self, tenant_id: UUID, group_id: UUID) -> Iterator[Waiter]:
+        """Wait for the decision on a group; enter before the first look."""
+        with self._waiting(self._for_groups, [(tenant_id, group_id)]) as waiter:
+            yield waiter
+
+    async def stop(self) -> None:
+        """End every wait, and the poller."""
+        self._stopping.set()
+        self._for_work.dismiss()
+        self._for_groups.dismiss()
+        if self._poller is not None:
+            await self._poller
+
+    @contextmanager
+    def _waiting(self, room: _Room[Key], keys: list[Key]) -> Iterator[Waiter]:
+        waiter = Waiter()
+        if self._stopping.is_set():
+            waiter.dismiss()
+        room.enter(keys, waiter)
+        if self._poller is None and not waiter.ended:
+            self._poller = asyncio.create_task(self._poll())
+        try:
+            yield waiter
+        finally:
+            room.leave(keys, waiter)
+
+    async def _poll(self) -> None:
+        """Look for as long as somebody waits."""
+        try:
+            while self._for_work.keys or self._for_groups.keys:
+                try:
+                    async with asyncio.timeout(self._poll_s):
+                        await self._stopping.wait()
+                except TimeoutError:
+                    pass
+                else:
+                    self._for_work.dismiss()
+                    self._for_groups.dismiss()
+                    return
+                await self._look()
+        finally:
+            self._poller = None
+
+    async def _look(self) -> None:
+        work, groups = self._for_work.keys, self._for_groups.keys
+        try:
+            async with self._database.read() as session:
+                if work:
+                    rows = await session.driver.fetch(QUEUED, [k[0] for k in work], [k[1] for k in work], MAX_SEEN)
+                    for row in rows:
+                        self._for_work.wake((row["tenant_id"], row["agent_id"]), row["seen"])
+                if groups:
+                    for row in await session.driver.fetch(CLOSED, [k[0] for k in groups], [k[1] for k in groups]):
+                        self._for_groups.wake((row["tenant_id"], row["group_id"]))
+        except DatabaseUnavailableError:
+            # Whoever waits looks for itself when its time is up, and hears it then.
+            return
