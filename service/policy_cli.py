@@ -14,7 +14,7 @@ import typer
 from pydantic import BaseModel, JsonValue, ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import policies
@@ -70,10 +70,15 @@ def run_policy_tests(
 
     measured = tool.run("test", "--bundle", ".", "--coverage", "--format", "json", *selection)
     report = _Coverage.model_validate_json(measured.output)
-    table = Table("file", "covered", "lines not covered", title="Coverage")
+    table = Table(Column("file", overflow="fold"), "covered", "lines not covered", title="Coverage")
     for name, file in sorted(report.files.items()):
         if not name.endswith("_test.rego"):
-            table.add_row(name, f"{file.coverage:.0f} %", file.missed, style="red" if file.missed else None)
+            table.add_row(
+                name,
+                f"{file.coverage if file.missed else 100:.0f} %",
+                file.missed,
+                style="red" if file.missed else None,
+            )
     out.print(table)
     out.print(f"{report.coverage:.1f} % of all lines are covered.")
     if report.coverage < threshold:
@@ -387,7 +392,7 @@ def _revision(policy_dir: Path) -> str:
 def _show(decision: Decision) -> None:
     out.print("[bold green]allowed" if decision.allow else "[bold red]denied")
     if decision.reasons:
-        table = Table("reason", "why", "limit", "observed", "requested", "about")
+        table = Table(Column("reason", no_wrap=True), "why", "limit", "observed", "requested", "about")
         for reason in decision.reasons:
             numbers = [
                 "" if number is None else str(number) for number in (reason.limit, reason.observed, reason.requested)
