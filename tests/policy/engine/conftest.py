@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -7,6 +8,7 @@ import pytest
 
 import policies
 from kernel.policy.bundle import CAPABILITIES, SigningKey
+from service.embedded.opa import find_or_build_opa
 from service.policy_delivery import BundlePublisher
 from tests.policy.engine.opa_process import OpaProcess, running_opa
 from tests.policy.engine.policy_server import PolicyServer, policy_server
@@ -15,10 +17,9 @@ POLICIES = Path(policies.__file__).parent
 
 
 @pytest.fixture(scope="session")
-def opa_binary() -> Path:
-    found = shutil.which("opa") or shutil.which("opa", path=str(Path.home() / "go/bin"))
-    assert found is not None, "no opa"
-    return Path(found)
+async def opa_binary() -> Path:
+    chosen = os.environ.get("REMIT_OPA_BINARY")
+    return await find_or_build_opa(Path(chosen) if chosen else None)
 
 
 @pytest.fixture(scope="session")
