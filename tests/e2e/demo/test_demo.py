@@ -1,0 +1,209 @@
+"""The demo with a real service and real worker processes."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+import service
+from service.demo.count import Totals, count_directory
+from service.demo.findings import Findings
+from service.demo.main import demonstrate
+from tests.e2e.demo.odd_directory import FIGURES, write_odd_directory
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+REPOSITORY = Path(service.__file__).parent.parent
+RUN = """
+import sys
+from pathlib import Path
+from service.demo.main import run_demo
+sys.exit(run_demo(Path(sys.argv[1]), "--serve" in sys.argv))
+"""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What a demonstration of a directory found and printed."""
+
+    directory: Path
+    findings: Findings
+    printed: str
+
+
+@pytest.fixture(scope="module")
+async def demonstration(tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
+    directory = write_odd_directory(tmp_path_factory.mktemp("odd"))
+    output = StringIO()
+    findings = await demonstrate(directory, Console(file=output, width=120))
+    return Demonstration(directory, findings, output.getvalue())
+
+
+@pytest.fixture
+def temporary_files() -> Iterator[Path]:
+    """Where a demo in a process of its own puts its files; short, for a socket's path is."""
+    directory = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def start(directory: Path, temporary_files: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(directory), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=directory,
+        env={**os.environ, "TMPDIR": str(temporary_files), "COLUMNS": "120", **environment},
+    )
+
+
+def wait_for_descendant(process: subprocess.Popen[str], word: str) -> list[psutil.Process]:
+    """All descendants, once one of them has the word in its command line."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        if any(word in command_line(one) for one in descendants):
+            return descendants
+        time.sleep(0.05)
+    pytest.fail(f"no process with {word}: {process.communicate()[0]}")
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+async def test_the_agents_report_equals_a_direct_count(demonstration: Demonstration) -> None:
+    survey = demonstration.findings.result.survey
+    assert survey == count_directory(demonstration.directory)
+    assert {folder.folder: folder.totals.files for folder in survey.folders} == {f: n[0] for f, n in FIGURES.items()}
+    assert demonstration.findings.runs_by_status == {"completed": 1 + len(survey.folders) + survey.total.files}
+    assert demonstration.findings.problems == []
+
+
+async def test_every_refusal_has_its_one_reason_and_a_decision(demonstration: Demonstration) -> None:
+    refusals = demonstration.findings.refusals
+    assert [refusal.codes for refusal in refusals] == [
+        ("target_not_published",),
+        ("target_not_allowlisted",),
+        ("scope_exceeds_caller",),
+        ("max_depth_exceeded",),
+        ("max_fanout_exceeded",),
+    ]
+    assert len({refusal.decision_id for refusal in refusals}) == len(refusals)
+    assert demonstration.findings.runs_beside_refusals == 0
+
+
+async def test_nothing_below_the_fence_runs_on(demonstration: Demonstration) -> None:
+    proof = demonstration.findings.proof
+    assert proof.cancellation.cancelled_count == 1 + len(proof.runs)
+    assert {run.status for run in proof.runs} == {"cancelled"}
+    assert any(run.steps_when_told for run in proof.runs)
+    assert any(not run.steps_when_told for run in proof.runs)
+    assert all(run.steps_when_told == run.steps_after_watch for run in proof.runs)
+    assert {run.late_answer for run in proof.runs if run.steps_when_told} <= {"409 run_cancelled", "409 lease_lost"}
+    assert proof.spawn_under_fence == "409 run_cancelled"
+    assert proof.bystander.status == "completed"
+    assert proof.bystander_steps[1] > proof.bystander_steps[0]
+
+
+async def test_what_was_found_is_printed(demonstration: Demonstration) -> None:
+    for folder in FIGURES:
+        assert folder in demonstration.printed
+    for refusal in demonstration.findings.refusals:
+        assert refusal.expected in demonstration.printed
+        assert refusal.decision_id is not None
+        assert refusal.decision_id in demonstration.printed
+    assert "All as expected" in demonstration.printed
+
+
+async def test_what_is_not_as_expected_is_a_problem(demonstration: Demonstration) -> None:
+    found = demonstration.findings
+    other_sum = found.counted.model_copy(update={"total": Totals(files=1)})
+    assert replace(found, counted=other_sum).problems
+    assert replace(found, runs_by_status={"completed": 1}).problems
+    assert replace(found, runs_beside_refusals=1).problems
+    assert replace(found, refusals=[replace(found.refusals[0], status=200)]).problems
+    assert replace(found, refusals=[replace(found.refusals[0], codes=("other",))]).problems
+    assert replace(found, refusals=[replace(found.refusals[0], decision_id=None)]).problems
+    assert replace(found, proof=replace(found.proof, problems=("a run went on",))).problems
+
+
+async def test_the_repository_is_surveyed_and_nothing_stays_behind(tmp_path: Path, temporary_files: Path) -> None:
+    # A copy, because the original may be worked on meanwhile.
+    ignored = shutil.ignore_patterns(".*", "__pycache__")
+    shutil.copytree(REPOSITORY, tmp_path / "repository", symlinks=True, ignore=ignored)
+    process = start(tmp_path / "repository", temporary_files)
+    descendants = await asyncio.to_thread(wait_for_descendant, process, "service.demo.worker")
+    output, _ = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, output
+    assert f"{count_directory(tmp_path / 'repository').total.lines:,}" in output
+    assert_gone(descendants, temporary_files)
+
+
+@pytest.mark.parametrize("word", ["service.cli", "service.demo.worker"])
+async def test_an_interrupted_demo_leaves_nothing_behind(word: str, tmp_path: Path, temporary_files: Path) -> None:
+    (tmp_path / "one.py").write_text("x = 1\n")
+    process = start(tmp_path, temporary_files)
+    descendants = await asyncio.to_thread(wait_for_descendant, process, word)
+    process.send_signal(signal.SIGINT)
+    output, _ = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert_gone(descendants, temporary_files)
+
+
+async def test_a_served_demo_stays_up_until_it_is_ended(tmp_path: Path, temporary_files: Path) -> None:
+    (tmp_path / "one.py").write_text("x = 1\n")
+    process = start(tmp_path, temporary_files, "--serve", PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    lines: list[str] = []
+    while "tenant token" not in (line := await asyncio.to_thread(process.stdout.readline)):
+        assert line, "".join(lines)
+        lines.append(line)
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    assert any("service.cli" in command_line(one) for one in descendants)
+    process.send_signal(signal.SIGINT)
+    output, _ = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, output
+    assert_gone(descendants, temporary_files)
+
+
+async def test_a_service_that_does_not_start_is_reported_with_its_log(tmp_path: Path, temporary_files: Path) -> None:
+    (tmp_path / "one.py").write_text("x = 1\n")
+    process = start(tmp_path, temporary_files, REMIT_OPA_BINARY="/nonexistent/opa")
+    output, _ = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 1
+    assert "the service ended with status" in output
+    assert "/nonexistent/opa" in output
+    assert_gone([], temporary_files)
+
+
+async def test_a_path_that_is_no_directory_is_refused(tmp_path: Path, temporary_files: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    process = subprocess.run(  # noqa: ASYNC221 - it ends at once
+        [sys.executable, "-c", RUN, str(file)], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert "is not a directory" in process.stdout
+
+
+def assert_gone(descendants: list[psutil.Process], temporary_files: Path) -> None:
+    _, alive = psutil.wait_procs(descendants, timeout=5)
+    assert [command_line(one) for one in alive] == []
+    assert list(temporary_files.iterdir()) == []
