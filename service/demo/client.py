@@ -38,7 +38,8 @@ class Client:
         self._token = token
         limits = httpx2.Limits(max_connections=200, max_keepalive_connections=100)
         # No proxy of the environment stands between an agent and a service on loopback.
-        self._http = httpx2.AsyncClient(base_url=url, timeout=_PATIENCE_S, limits=limits, trust_env=False)
+        timeout = httpx2.Timeout(_PATIENCE_S, pool=None)
+        self._http = httpx2.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self

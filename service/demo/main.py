@@ -57,7 +57,7 @@ def run_demo(path: Path | None = None, serve: bool = False) -> int:
     console = Console()
     root = (path or _repository()).resolve()
     if not root.is_dir():
-        console.print(Text(f"{root} is not a directory", style="red"))
+        console.print(Text(f"{root} is not a directory", style="red"), soft_wrap=True)
         return _BAD_USAGE
     return asyncio.run(_until_signalled(root, serve, console))
 
@@ -83,7 +83,7 @@ async def demonstrate(root: Path, console: Console, *, serve: bool = False) -> F
 
 
 async def _demonstrate(root: Path, directory: Path, console: Console, serve: bool) -> Findings:
-    console.print(Text.assemble(("Surveying ", "bold"), str(root)))
+    console.print(Text.assemble(("Surveying ", "bold"), str(root)), soft_wrap=True)
     folders = await asyncio.to_thread(list_folders, root)
     stamps = await asyncio.to_thread(stamp_files, root)
     report.show_limits(console, folders, limits_for(folders))

@@ -1,5 +1,6 @@
 """How the demo's findings look on a terminal."""
 
+import shlex
 from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
@@ -83,7 +84,8 @@ def show_where_to_look(console: Console, url: str, catalog: Catalog, findings: F
 
 def show_next_step(console: Console, path: str) -> None:
     """Say how to look around, when the service has ended with the demo."""
-    console.print(Text(f"To look around in it (API, docs, metrics, events): remit demo {path} --serve", style="dim"))
+    console.print(Text("To look around in it (API, docs, metrics, events):", style="dim"))
+    console.print(Text(f"  remit demo {shlex.quote(path)} --serve"), soft_wrap=True)
 
 
 def _survey_table(survey: Survey) -> Table:
