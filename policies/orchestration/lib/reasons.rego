@@ -23,31 +23,23 @@ exceeded(annotations, limit, observed, requested) := reason(
 )
 
 # METADATA
-# title: Ordered
-# description: The reasons as a list, by code, target and node.
-ordered(reasons) := [reason |
-	some entry in {[r.code, object.get(r, "target", ""), object.get(r, "node_id", ""), r] | some r in reasons}
-	reason := entry[3]
-]
-
-told(value) := value if {
-	is_count(value)
-} else := "unknown"
-
-counted(value) := value if {
-	is_count(value)
-} else := null
-
-# METADATA
-# title: Named
-# description: A name as it is told to a person.
-named(slug) := slug if {
+# title: About target
+# description: The reason of an agent that may not run, told by its slug.
+about_target(annotations, target) := reason(annotations, [slug], {"target": slug}) if {
+	slug := target.slug
 	is_string(slug)
-} else := "unknown"
+} else := reason(annotations, ["unknown"], {})
 
 # METADATA
-# title: Next
-# description: One level further down; null where the level is unknown.
-next(depth) := depth + 1 if {
-	is_count(depth)
-} else := null
+# title: About scopes
+# description: The reason of scopes that were asked for and not granted. Where either is no list, it tells of no scope.
+about_scopes(annotations, asked, granted) := reason(annotations, [concat(", ", excess)], {"scopes": excess}) if {
+	is_array(asked)
+	is_array(granted)
+	excess := sort({scope |
+		some scope in asked
+		is_string(scope)
+		not scope in granted
+	})
+	count(excess) > 0
+} else := reason(annotations, ["an unknown scope"], {})

@@ -11,22 +11,3 @@ within(asked, granted) if {
 		scope in granted
 	}
 }
-
-# METADATA
-# title: Excess
-# description: The scopes that were asked for and not granted, sorted. Grants that are no list grant nothing.
-excess(asked, granted) := sort({scope |
-	some scope in asked
-	is_string(scope)
-	not among(scope, granted)
-})
-
-# METADATA
-# title: Distinct
-# description: The scopes sorted, each once.
-distinct(scopes) := sort({scope | some scope in scopes})
-
-among(scope, granted) if {
-	is_array(granted)
-	scope in granted
-}

@@ -31,7 +31,11 @@ default decision := {
 # entrypoint: true
 decision := start.decision if input.action == "start_run"
 
-decision := spawn.decision if input.action in {"spawn_run", "spawn_group", "agent_call"}
+decision := spawn.decision if input.action == "spawn_run"
+
+decision := spawn.decision if input.action == "spawn_group"
+
+decision := spawn.decision if input.action == "agent_call"
 
 decision := join.decision if input.action == "join"
 

@@ -3,8 +3,6 @@
 # description: The orchestrator's policy in force.
 package orchestration.policy
 
-import data.orchestration.lib
-
 # METADATA
 # title: Effective
 # description: |
@@ -13,11 +11,22 @@ import data.orchestration.lib
 # scope: document
 default effective := {}
 
-effective := data.orchestration.defaults if not "orchestrator_policy" in object.keys(input)
+effective := data.orchestration.defaults if not type_name(input.orchestrator_policy)
 
 effective := data.orchestration.defaults if input.orchestrator_policy.is_active == false
 
-effective := well_formed(input.orchestrator_policy) if input.orchestrator_policy.is_active == true
+effective := object.remove(stored, ["is_active"]) if {
+	stored := input.orchestrator_policy
+	stored.is_active == true
+	is_number(stored.max_depth)
+	is_number(stored.max_fanout)
+	is_number(stored.max_children_total)
+	is_number(stored.join_timeout_s)
+	is_string(stored.default_failure_policy)
+	is_boolean(stored.enforce_published_only)
+	is_array(stored.allowed_scope_subset)
+	is_string(stored.parent_close_policy)
+}
 
 # METADATA
 # title: Limits
@@ -26,18 +35,4 @@ limits := {
 	"max_depth": effective.max_depth,
 	"max_fanout": effective.max_fanout,
 	"max_children_total": effective.max_children_total,
-}
-
-# METADATA
-# title: Well-formed
-# description: The policy without its switch; undefined where a part is missing or of another type.
-well_formed(stored) := object.remove(stored, ["is_active"]) if {
-	lib.is_count(stored.max_depth)
-	lib.is_count(stored.max_fanout)
-	lib.is_count(stored.max_children_total)
-	lib.is_count(stored.join_timeout_s)
-	is_string(stored.default_failure_policy)
-	is_boolean(stored.enforce_published_only)
-	is_array(stored.allowed_scope_subset)
-	is_string(stored.parent_close_policy)
 }

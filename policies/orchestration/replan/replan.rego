@@ -1,3 +1,38 @@
+# METADATA
+# title: Replan
+# description: Whether a run's children may be judged, and the verdict on them.
 package orchestration.replan
 
-decision := {}
+import data.orchestration.lib
+import data.orchestration.remit.caller
+import data.orchestration.remit.subject
+
+# METADATA
+# title: Decision
+# description: Allowed within the remit of the principal and of the caller; the verdict comes with an allow only.
+decision := object.union(lib.answer(deny), {"verdict": verdict}) if {
+	count(deny) == 0
+} else := lib.answer(deny)
+
+# METADATA
+# title: Outside the remit
+# description: The denials of the two remits.
+deny contains reason if some reason in (subject.deny | caller.deny)
+
+# METADATA
+# title: Outcomes unknown
+# description: There is no verdict on children whose outcomes are not all counted.
+# custom:
+#   short_name: outcomes_unknown
+#   message: the outcomes of the children are not known
+deny contains reason if {
+	not counted(input.outcomes)
+	reason := lib.reason(rego.metadata.rule(), [], {})
+}
+
+counted(outcomes) if {
+	lib.is_count(outcomes.total_children)
+	lib.is_count(outcomes.failed_children)
+	lib.is_count(outcomes.cancelled_children)
+	lib.is_count(outcomes.attempts)
+}

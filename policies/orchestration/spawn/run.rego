@@ -11,8 +11,11 @@ import data.orchestration.policy
 #   message: the caller does not hold %v
 deny contains reason if {
 	not lib.within(input.request.scopes, input.caller.effective_scopes)
-	excess := lib.excess(object.get(input, ["request", "scopes"], []), object.get(input, ["caller", "effective_scopes"], []))
-	reason := lib.reason(rego.metadata.rule(), [concat(", ", excess)], {"scopes": excess})
+	reason := lib.about_scopes(
+		rego.metadata.rule(),
+		object.get(input, ["request", "scopes"], null),
+		object.get(input, ["caller", "effective_scopes"], null),
+	)
 }
 
 # METADATA
@@ -22,7 +25,7 @@ deny contains reason if {
 #   short_name: max_children_total_exceeded
 #   message: "max_children_total is %v: the tree has %v children and %v more were asked for"
 deny contains reason if {
-	not lib.fits(policy.limits.max_children_total, input.tree.children_total, input.request.count)
+	not total_left
 	reason := lib.exceeded(
 		rego.metadata.rule(),
 		object.get(policy.effective, "max_children_total", null),
@@ -32,20 +35,33 @@ deny contains reason if {
 }
 
 # METADATA
+# title: Total left
+# description: How many more children the tree may get after this spawn; undefined where it does not fit.
+total_left := left if {
+	input.tree.children_total >= 0
+	input.request.count >= 0
+	left := (policy.effective.max_children_total - input.tree.children_total) - input.request.count
+	left >= 0
+	floor(left) == left
+}
+
+# METADATA
 # title: Targets incomplete
 # description: Every run that would be made is accounted for by an agent that is to run it.
 # custom:
 #   short_name: targets_incomplete
 #   message: the targets do not account for the %v runs asked for
 deny contains reason if {
-	not accounted(input.targets, input.request.count)
+	not accounted_for
 	reason := lib.reason(rego.metadata.rule(), [lib.told(object.get(input, ["request", "count"], null))], {})
 }
 
-accounted(targets, requested) if {
-	is_array(targets)
-	every target in targets {
-		target.count >= 1
-	}
-	sum([target.count | some target in targets]) == requested
+# METADATA
+# title: Accounted for
+# description: Whether the targets' counts add up to what was asked for.
+accounted_for if {
+	is_array(input.targets)
+	counts := [target.count | some target in input.targets; target.count >= 1]
+	count(counts) == count(input.targets)
+	sum(counts) == input.request.count
 }

@@ -15,17 +15,28 @@ import data.orchestration.surface
 
 # METADATA
 # title: Decision
-# description: With the policy in force and what it leaves. Where a fact that these need is malformed, only the denials.
+# description: |
+#   With the policy in force and what is left of its limits: after the spawn where it is allowed, as it is where it is
+#   denied. Where a fact that these need is malformed, the denials alone.
 decision := {
-	"allow": count(denials) == 0,
+	"allow": true,
+	"reasons": [],
+	"effective_scopes": lib.distinct(input.request.scopes),
+	"policy": policy.effective,
+	"limits": policy.limits,
+	"headroom": {"depth": shape.depth_left, "fanout": shape.fanout_left, "children_total": total_left},
+} if {
+	count(denials) == 0
+} else := {
+	"allow": false,
 	"reasons": lib.ordered(denials),
-	"effective_scopes": lib.granted(denials, input.request.scopes),
+	"effective_scopes": [],
 	"policy": policy.effective,
 	"limits": limits,
 	"headroom": room,
 } if {
 	limits := policy.limits
-	room := headroom
+	room := headroom(limits, input.caller, input.tree)
 } else := lib.answer(denials)
 
 # METADATA
@@ -33,16 +44,12 @@ decision := {
 # description: Every reason against, of this package and of those that it asks.
 denials := ((((deny | surface.deny) | actor.deny) | shape.deny) | published.deny) | allowlist.deny
 
-# METADATA
-# title: Headroom
-# description: What is left of the limits when this spawn is granted, or as it is when this is denied.
-# scope: document
-headroom := left(policy.limits, input.caller, input.tree, 1, input.request.count) if count(denials) == 0
-
-headroom := left(policy.limits, input.caller, input.tree, 0, 0) if count(denials) > 0
-
-left(limits, caller, tree, levels, children) := {
-	"depth": max([0, (limits.max_depth - caller.depth) - levels]),
-	"fanout": max([0, (limits.max_fanout - caller.children_count) - children]),
-	"children_total": max([0, (limits.max_children_total - tree.children_total) - children]),
+headroom(limits, caller, tree) := {
+	"depth": max([0, limits.max_depth - caller.depth]),
+	"fanout": max([0, limits.max_fanout - caller.children_count]),
+	"children_total": max([0, limits.max_children_total - tree.children_total]),
+} if {
+	lib.is_count(caller.depth)
+	lib.is_count(caller.children_count)
+	lib.is_count(tree.children_total)
 }

@@ -9,11 +9,7 @@ import data.orchestration.surface
 # METADATA
 # title: Decision
 # description: The scopes of a root run come from its token; it has no orchestrator, so no limits.
-decision := {
-	"allow": count(deny) == 0,
-	"reasons": lib.ordered(deny),
-	"effective_scopes": lib.granted(deny, input.request.scopes),
-}
+decision := lib.granting(deny, input.request.scopes)
 
 # METADATA
 # title: Surface disabled
@@ -42,8 +38,7 @@ deny contains reason if {
 #   message: agent %v is not published
 deny contains reason if {
 	not input.targets[0].status == "published"
-	slug := object.get(input, ["targets", 0, "slug"], null)
-	reason := lib.reason(rego.metadata.rule(), [lib.named(slug)], {"target": slug})
+	reason := lib.about_target(rego.metadata.rule(), object.get(input, ["targets", 0], {}))
 }
 
 # METADATA
@@ -54,8 +49,11 @@ deny contains reason if {
 #   message: the token may not delegate %v
 deny contains reason if {
 	not delegable(input.request.scopes, input.principal.delegable_scopes)
-	excess := lib.excess(input.request.scopes, input.principal.delegable_scopes)
-	reason := lib.reason(rego.metadata.rule(), [concat(", ", excess)], {"scopes": excess})
+	reason := lib.about_scopes(
+		rego.metadata.rule(),
+		object.get(input, ["request", "scopes"], null),
+		object.get(input, ["principal", "delegable_scopes"], null),
+	)
 }
 
 delegable(scopes, grants) if lib.within(scopes, grants)

@@ -12,17 +12,26 @@ import data.orchestration.lib
 #   short_name: outside_remit
 #   message: a run token acts as its own run only
 deny contains reason if {
-	not acts_as(input.principal, input.caller)
+	not acts_for_caller
 	reason := lib.reason(rego.metadata.rule(), [], {})
 }
 
-acts_as(principal, caller) if {
-	principal.kind in {"admin", "tenant"}
-	is_string(caller.run_id)
+# METADATA
+# title: Acts for the caller
+# description: Whether the principal may act as the run on whose behalf the call is made.
+# scope: document
+acts_for_caller if {
+	input.principal.kind == "tenant"
+	is_string(input.caller.run_id)
 }
 
-acts_as(principal, caller) if {
-	principal.kind == "run"
-	is_string(caller.run_id)
-	principal.run_id == caller.run_id
+acts_for_caller if {
+	input.principal.kind == "admin"
+	is_string(input.caller.run_id)
+}
+
+acts_for_caller if {
+	input.principal.kind == "run"
+	is_string(input.caller.run_id)
+	input.principal.run_id == input.caller.run_id
 }

@@ -12,8 +12,16 @@ import data.orchestration.lib
 #   short_name: allowlist_empty
 #   message: the orchestrator's allowlist has no entry
 deny contains reason if {
-	not some_entry(input.allowlist)
+	not some_entry
 	reason := lib.reason(rego.metadata.rule(), [], {})
+}
+
+# METADATA
+# title: Some entry
+# description: Whether there is a list with an entry in it.
+some_entry if {
+	is_array(input.allowlist)
+	count(input.allowlist) > 0
 }
 
 # METADATA
@@ -23,16 +31,10 @@ deny contains reason if {
 #   short_name: target_not_allowlisted
 #   message: agent %v is not on the orchestrator's allowlist
 deny contains reason if {
-	some_entry(input.allowlist)
 	some target in input.targets
 	not listed(target, input.allowlist)
-	slug := object.get(target, "slug", null)
-	reason := lib.reason(rego.metadata.rule(), [lib.named(slug)], {"target": slug})
-}
-
-some_entry(allowlist) if {
-	is_array(allowlist)
-	count(allowlist) > 0
+	some_entry
+	reason := lib.about_target(rego.metadata.rule(), target)
 }
 
 # An entry names by exactly one of the three: one that says anything else is equal to none of these, and lists nothing.

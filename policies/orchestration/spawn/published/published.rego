@@ -13,9 +13,8 @@ import data.orchestration.policy
 #   short_name: target_not_published
 #   message: agent %v is not published
 deny contains reason if {
-	not policy.effective.enforce_published_only == false
 	some target in input.targets
 	not target.status == "published"
-	slug := object.get(target, "slug", null)
-	reason := lib.reason(rego.metadata.rule(), [lib.named(slug)], {"target": slug})
+	not policy.effective.enforce_published_only == false
+	reason := lib.about_target(rego.metadata.rule(), target)
 }

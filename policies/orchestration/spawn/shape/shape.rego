@@ -13,8 +13,16 @@ import data.orchestration.policy
 #   short_name: scope_required
 #   message: a spawn names at least one scope
 deny contains reason if {
-	not some_scope(input.request.scopes)
+	not some_scope
 	reason := lib.reason(rego.metadata.rule(), [], {})
+}
+
+# METADATA
+# title: Some scope
+# description: Whether the request names a scope.
+some_scope if {
+	is_array(input.request.scopes)
+	count(input.request.scopes) > 0
 }
 
 # METADATA
@@ -24,55 +32,18 @@ deny contains reason if {
 #   short_name: scope_exceeds_policy
 #   message: the orchestrator's policy does not allow %v
 deny contains reason if {
-	not permitted(input.request.scopes, policy.effective.allowed_scope_subset)
-	excess := lib.excess(
-		object.get(input, ["request", "scopes"], []),
-		object.get(policy.effective, "allowed_scope_subset", []),
-	)
-	reason := lib.reason(rego.metadata.rule(), [concat(", ", excess)], {"scopes": excess})
-}
-
-# METADATA
-# title: Depth exceeded
-# description: A child is one level below its parent.
-# custom:
-#   short_name: max_depth_exceeded
-#   message: "max_depth is %v: the caller is at depth %v and its child would be at %v"
-deny contains reason if {
-	not lib.fits(policy.limits.max_depth, input.caller.depth, 1)
-	depth := object.get(input, ["caller", "depth"], null)
-	reason := lib.exceeded(
+	not permitted
+	reason := lib.about_scopes(
 		rego.metadata.rule(),
-		object.get(policy.effective, "max_depth", null),
-		depth,
-		lib.next(depth),
+		object.get(input, ["request", "scopes"], null),
+		object.get(policy.effective, "allowed_scope_subset", null),
 	)
 }
 
 # METADATA
-# title: Fan-out exceeded
-# description: A parent's children, over its lifetime, stay within the limit.
-# custom:
-#   short_name: max_fanout_exceeded
-#   message: "max_fanout is %v: the caller has %v children and asked for %v more"
-deny contains reason if {
-	not lib.fits(policy.limits.max_fanout, input.caller.children_count, input.request.count)
-	reason := lib.exceeded(
-		rego.metadata.rule(),
-		object.get(policy.effective, "max_fanout", null),
-		object.get(input, ["caller", "children_count"], null),
-		object.get(input, ["request", "count"], null),
-	)
-}
+# title: Permitted
+# description: Whether the orchestrator's policy permits the scopes; one that names none permits any.
+# scope: document
+permitted if count(policy.effective.allowed_scope_subset) == 0
 
-some_scope(scopes) if {
-	is_array(scopes)
-	count(scopes) > 0
-}
-
-permitted(_, subset) if {
-	is_array(subset)
-	count(subset) == 0
-}
-
-permitted(scopes, subset) if lib.within(scopes, subset)
+permitted if lib.within(input.request.scopes, policy.effective.allowed_scope_subset)
