@@ -1,6 +1,6 @@
 """Whatever ends the parent, its servers end with it, and what was committed is there at the next start."""
 
-# ruff: noqa: ASYNC240 - other processes are waited for, and there is nothing else on this loop to block
+# ruff: noqa: ASYNC110, ASYNC240 - other processes are waited for, and there is nothing else on this loop to block
 import asyncio
 import json
 import os
