@@ -103,7 +103,7 @@ class OpaEngine:
         self._max_bundle_age_s = max_bundle_age_s
         self._on_failure = on_failure
         self._turns = asyncio.Semaphore(max_in_flight)
-        self._client = _Client(address, token=token, max_connections=max_in_flight, max_answer_bytes=max_answer_bytes)
+        self._client = _Client(address, token=token, max_answer_bytes=max_answer_bytes)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -295,16 +295,15 @@ class _Response(aiohttp.ClientResponse):
 
 
 class _Client(AsyncOpaClient):
-    """The client with a session of its own making: the pool's size, the serializers, no redirects.
+    """The client with a session of its own making: other serializers, bounded answers, no redirects.
 
     Retries are off: a decision is asked for again by whoever still wants it.
     """
 
-    def __init__(self, address: OpaAddress, *, token: str | None, max_connections: int, max_answer_bytes: int) -> None:
+    def __init__(self, address: OpaAddress, *, token: str | None, max_answer_bytes: int) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # the client has no types here
             host=address.host, port=address.port, ssl=address.tls, headers=_HEADERS, token=token, retries=0
         )
-        self._max_connections = max_connections
         self._response_class = type("_BoundedResponse", (_Response,), {"max_bytes": max_answer_bytes})
 
     @property
@@ -329,7 +328,8 @@ class _Client(AsyncOpaClient):
         self._session = aiohttp.ClientSession(
             headers=self.headers,
             connector=aiohttp.TCPConnector(
-                limit=self._max_connections,
+                # The engine's turns are the bound; a probe of its health needs none of them.
+                limit=0,
                 keepalive_timeout=60,
                 ssl=ssl.create_default_context() if self.ssl else True,
             ),
