@@ -36,7 +36,8 @@ class Client:
     def __init__(self, url: str, token: str) -> None:
         self.url = url
         self._token = token
-        limits = httpx2.Limits(max_connections=200, max_keepalive_connections=100)
+        # Well below what the service works on at once for one tenant.
+        limits = httpx2.Limits(max_connections=64)
         # No proxy of the environment stands between an agent and a service on loopback.
         timeout = httpx2.Timeout(_PATIENCE_S, pool=None)
         self._http = httpx2.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False)

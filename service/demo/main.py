@@ -37,7 +37,7 @@ from service.demo.wire import TreePage
 
 _BAD_USAGE = 2
 _PROGRESS_S = 0.5
-_FOLDER_SLOTS = 64
+_FOLDER_SLOTS = 32
 _FILE_SLOTS = 16
 _MOST_FILE_WORKERS = 4
 _FAILURES = (ProcessError, RefusedError, httpx2.HTTPError, ValidationError, TimeoutError, OSError)

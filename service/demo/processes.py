@@ -19,10 +19,9 @@ _START_S = 600.0
 _POLL_S = 0.1
 _END_S = 15.0
 _TAIL_LINES = 25
-# The demo's service is its own: another installation's settings must not lead it to that one's database.
-_FOREIGN_SETTINGS = frozenset(
-    {"REMIT_DATABASE_URL", "REMIT_OPA_URL", "REMIT_ADMIN_TOKEN", "REMIT_DATA_DIR", "REMIT_HOST", "REMIT_PORT"}
-)
+# The demo's service is its own: another installation's settings must not lead it to that one's database. Where opa is
+# to be found is a fact of the machine.
+_SETTINGS_KEPT = frozenset({"REMIT_OPA_BINARY"})
 # Safe-path mode: the current directory may be the one that is surveyed, and nothing of it is to be imported.
 _PYTHON = (sys.executable, "-P", "-m")
 
@@ -69,8 +68,7 @@ async def running_service(directory: Path) -> AsyncIterator[Service]:
     """
     data, log = directory / "data", directory / "service.log"
     command = [*_PYTHON, "service.cli", "up", "--host", "127.0.0.1", "--port", "0", "--data-dir", str(data)]
-    environment = {name: value for name, value in os.environ.items() if name not in _FOREIGN_SETTINGS}
-    async with _running(command, environment, log) as process:
+    async with _running(command, _environment(), log) as process:
         deadline = asyncio.get_running_loop().time() + _START_S
         while (address := _read_address(data)) is None:
             if process.returncode is not None:
@@ -90,7 +88,7 @@ async def running_workers(
     Raises:
         ProcessError: when a worker has ended before its time.
     """
-    environment = {**os.environ, "REMIT_DEMO_URL": url, "REMIT_DEMO_WORKER_TOKEN": token}
+    environment = {**_environment(), "REMIT_DEMO_URL": url, "REMIT_DEMO_WORKER_TOKEN": token}
     async with AsyncExitStack() as stack:
         started = []
         for member in staff:
@@ -135,6 +133,14 @@ def log_tail(log: Path) -> str:
     if not log.exists():
         return "(no log)"
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
+
+
+def _environment() -> dict[str, str]:
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("REMIT_") or name in _SETTINGS_KEPT
+    }
+    # Whatever a process of the demo writes last can then be read in its log.
+    return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
 @asynccontextmanager
