@@ -10,8 +10,10 @@ import aiohttp
 import pytest
 from prometheus_client import REGISTRY
 
-from kernel.policy.bundle import BundleError, SigningKey
-from kernel.policy.opa import OpaEngine
+from kernel.domain.errors import PolicyUnavailableError
+from kernel.policy.bundle import SCOPE, BundleError, SigningKey
+from kernel.policy.opa import OpaEngine, from_url
+from service.embedded.opa import BundleService, EmbeddedOpa
 from service.policy_delivery import BundlePublisher, OpaStatuses, StatusUpdate
 from service.routers.bundles import BUNDLE_MEDIA_TYPE
 from tests.policy.engine.conftest import write_rule
@@ -306,3 +308,30 @@ def test_a_report_about_another_bundle_is_not_kept() -> None:
     statuses = OpaStatuses(bundle="another")
     statuses.report(report("a", last="2001-01-01T00:00:00Z", success="2001-01-01T00:00:00Z"))
     assert statuses.all() == []
+
+
+async def test_the_embedded_opa_pulls_and_answers_to_its_token_only(
+    opa_binary: Path, server: PolicyServer, signing_key: SigningKey, tmp_path: Path
+) -> None:
+    service = BundleService(
+        url=f"{server.url}/policies",
+        token=BUNDLE_TOKEN,
+        public_key_pem=signing_key.public_pem,
+        key_id=signing_key.keyid,
+        scope=SCOPE,
+    )
+    opa = EmbeddedOpa(opa_binary, tmp_path / "data", bundle_service=service)
+    await opa.start()
+    try:
+        await server.until_reported(server.publisher.active.revision)
+        known = server.publisher.known_revisions
+        async with OpaEngine(from_url(opa.url), token=opa.token, known_revisions=known) as engine:
+            assert await engine.is_ready()
+            assert (await engine.decide(spawn())).revision == server.publisher.active.revision
+            assert len(await engine.decide_all([spawn(), spawn()])) == 2
+        async with OpaEngine(from_url(opa.url), token="another") as engine:
+            with pytest.raises(PolicyUnavailableError, match="status 40"):
+                await engine.decide(spawn())
+            assert not await engine.is_ready()
+    finally:
+        await opa.stop()
