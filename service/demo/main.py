@@ -224,11 +224,11 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 def _show_failure(console: Console, failure: Exception, directory: Path) -> None:
     console.print()
-    console.print(Text(f"{type(failure).__name__}: {failure}", style="red"))
+    console.print(Text(f"{type(failure).__name__}: {failure}", style="red"), soft_wrap=True)
     for log in sorted(directory.glob("*.log")):
         if text := log_tail(log):
             console.print(Text(f"the end of {log.name}:", style="bold"))
-            console.print(Text(text, style="dim"))
+            console.print(Text(text, style="dim"), soft_wrap=True)
 
 
 async def _until_signalled(root: Path, serve: bool, console: Console) -> int:

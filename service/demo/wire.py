@@ -89,7 +89,7 @@ class LeaseVerdict(Answer):
     """What a heartbeat hears of one lease."""
 
     run_id: str
-    verdict: Literal["continue", "cancel", "lost"]
+    status: Literal["continue", "cancel", "lost"]
     reason: str | None = None
     run_token: str | None = None
 

@@ -166,7 +166,7 @@ class Worker:
             return
         if verdict.run_token is not None:
             held.token = verdict.run_token
-        if verdict.verdict != "continue" and not held.stopped:
+        if verdict.status != "continue" and not held.stopped:
             held.stop()
 
 
