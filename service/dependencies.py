@@ -6,14 +6,14 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Header, Request
-from kernel.wakeups import Wakeups
 
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.domain.errors import InvalidRequestError, UnauthenticatedError
 from kernel.domain.principal import Principal
-from kernel.policy.engine import PolicyEngine
+from kernel.policy.opa import OpaEngine
 from kernel.store.engine import Database
+from kernel.wakeups import Wakeups
 from service.settings import Settings
 from service.tokens import Tokens
 
@@ -24,7 +24,7 @@ class Services:
 
     settings: Settings
     database: Database
-    engine: PolicyEngine
+    engine: OpaEngine
     tokens: Tokens
     pipeline: SpawnPipeline
     combiner: SpawnCombiner

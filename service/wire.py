@@ -60,7 +60,8 @@ class Json(Response):
         super().__init__(content, status_code, headers)
 
     def render(self, content: object) -> bytes:
-        return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+        # str: asyncpg's ids are a subclass of UUID, which orjson does not take for one.
+        return orjson.dumps(content, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
 
 
 def _without_nul(value: str) -> str:

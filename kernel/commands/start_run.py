@@ -188,7 +188,7 @@ def _question(principal: Principal, request: StartRun, facts: Row) -> DecisionIn
 
 
 def _repeat(request: StartRun, earlier: Row) -> Started:
-    stored = orjson.loads(earlier["request_digests"])
+    stored = earlier["request_digests"]
     differing = sorted(name for name, value in request.digests().items() if stored.get(name) != value)
     if differing:
         raise SpawnKeyConflictError(

@@ -69,6 +69,7 @@ class Database:
             max_overflow=0,
             pool_timeout=pool_timeout_s,
             pool_reset_on_return=None,
+            hide_parameters=True,
             json_serializer=lambda value: orjson.dumps(value).decode(),
             json_deserializer=orjson.loads,
             connect_args={

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from kernel.policy.contract import (
     AllowlistEntryFacts,
     CallerFacts,
@@ -157,7 +155,7 @@ SELECT json_build_object(
 
 async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
     """Load what is known; what belongs to another tenant is absent, like what does not exist."""
-    raw = await session.driver.fetchval(
+    document: dict[str, Any] = await session.driver.fetchval(
         LOAD,
         *columns(wanted.callers, 2),
         *columns(wanted.agents, 2),
@@ -165,7 +163,6 @@ async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
         *columns(wanted.keys, 3),
         *columns(wanted.prefixes, 3),
     )
-    document = orjson.loads(raw)
     facts = SpawnFacts()
     for row in document["callers"] or ():
         caller = _caller(row)

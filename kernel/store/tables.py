@@ -35,7 +35,7 @@ agents = Table(
     Column("kind", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("capability_tags", ARRAY(Text), nullable=False),
-    Column("graph_definition", JSON),
+    Column("graph_definition", JSON(none_as_null=True)),
     Column("revision", BigInteger, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),

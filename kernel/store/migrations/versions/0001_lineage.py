@@ -28,7 +28,11 @@ TABLES = (
 
 def upgrade() -> None:
     script = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
-    op.get_bind().exec_driver_sql(script)
+    # Many statements at once are what PostgreSQL's simple protocol takes, and asyncpg speaks it in `execute`.
+    connection = op.get_bind().connection.dbapi_connection
+    if connection is None:
+        raise RuntimeError("migrations need a live connection: Alembic's offline mode has none")
+    connection.run_async(lambda driver: driver.execute(script))
 
 
 def downgrade() -> None:

@@ -220,12 +220,15 @@ CREATE TABLE run_leases (
     root_run_id  uuid NOT NULL,
     attempt      integer NOT NULL CHECK (attempt >= 1),
     max_attempts integer NOT NULL DEFAULT 3 CHECK (max_attempts >= 1),
+    -- The lease while it is held, and the last one that was granted: its holder may repeat what ended the run.
     lease        uuid,
+    granted      uuid NOT NULL,
     expires_at   timestamptz,
-    token_expires_at timestamptz,
+    token_expires_at timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, run_id),
     FOREIGN KEY (tenant_id, run_id) REFERENCES agent_runs,
-    CHECK ((lease IS NULL) = (expires_at IS NULL))
+    CHECK ((lease IS NULL) = (expires_at IS NULL)),
+    CHECK (lease = granted)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
 CREATE INDEX run_leases_expiry ON run_leases (expires_at) WHERE lease IS NOT NULL;
 

@@ -1,0 +1,85 @@
+"""The schema's version: bringing it up, taking it down, and telling whether it is current."""
+
+from collections.abc import Callable
+from importlib.resources import as_file, files
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+VERSION_TABLE = "remit_schema_version"
+MINIMUM_SERVER_VERSION = 150_000
+# Two processes that start at once migrate one after the other.
+ADVISORY_LOCK = 0x52454D4954
+
+
+class UnsupportedServerError(Exception):
+    """The database is older than what Remit's statements need."""
+
+
+async def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the schema up to a revision.
+
+    Raises:
+        UnsupportedServerError: when the server is too old.
+    """
+    await _run(url, lambda config: command.upgrade(config, revision))
+
+
+async def downgrade(url: str, revision: str) -> None:
+    """Take the schema down to a revision (`base` for none)."""
+    await _run(url, lambda config: command.downgrade(config, revision))
+
+
+async def current_revision(url: str) -> str | None:
+    """The revision of the database's schema; None for an empty database."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(
+                lambda sync: MigrationContext.configure(
+                    sync, opts={"version_table": VERSION_TABLE}
+                ).get_current_revision()
+            )
+    finally:
+        await engine.dispose()
+
+
+def head_revision() -> str:
+    """The revision that this code needs."""
+    with as_file(files("kernel.store") / "migrations") as directory:
+        return str(ScriptDirectory(str(directory)).get_current_head())
+
+
+async def _run(url: str, action: Callable[[Config], None]) -> None:
+    engine = create_async_engine(url, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(_migrate, action)
+            await connection.commit()
+    finally:
+        await engine.dispose()
+
+
+def _migrate(connection: Connection, action: Callable[[Config], None]) -> None:
+    version = int(connection.execute(text("SHOW server_version_num")).scalar_one())
+    if version < MINIMUM_SERVER_VERSION:
+        raise UnsupportedServerError(
+            f"PostgreSQL {version // 10_000} is too old: Remit needs {MINIMUM_SERVER_VERSION // 10_000} or later"
+        )
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    connection.commit()
+    try:
+        with as_file(files("kernel.store") / "migrations") as directory:
+            config = Config()
+            config.set_main_option("script_location", str(directory))
+            config.attributes["connection"] = connection
+            action(config)
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+        connection.commit()

@@ -1,0 +1,36 @@
+"""`remit reconcile`: the loops in a process of their own."""
+
+import asyncio
+import signal
+
+from kernel.store.engine import Database
+from kernel.wakeups import Wakeups
+from service.loops import loops_of
+from service.runtime import NoDatabaseError, Progress
+from service.settings import Settings
+
+
+async def reconcile(settings: Settings, progress: Progress) -> None:
+    """Run the loops until SIGTERM or SIGINT.
+
+    Raises:
+        NoDatabaseError: when no database is set.
+    """
+    if settings.database_url is None:
+        raise NoDatabaseError("REMIT_DATABASE_URL is not set: which database is to be reconciled?")
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    database = Database(settings.database_url, pool_size=settings.database_pool_size)
+    wakeups = Wakeups(database, stopping)
+    loops = loops_of(database, wakeups)
+    for loop in loops:
+        await loop.start()
+    progress(f"reconciling with {len(loops)} loops")
+    try:
+        await stopping.wait()
+    finally:
+        for loop in loops:
+            await loop.stop()
+        await wakeups.stop()
+        await database.close()

@@ -1,0 +1,183 @@
+"""One API process, from the socket to the last answer."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import orjson
+import structlog
+import uvicorn
+
+from kernel.store import migrate
+from service import runtime
+from service.app import make_app, wrap
+from service.dependencies import Services
+from service.loops import loops_of
+from service.runtime import Progress
+from service.settings import Settings
+from service.tokens import write_private
+
+GRACEFUL_SHUTDOWN_S = 5
+READY_POLL_S = 0.05
+BACKLOG = 2048
+
+log = structlog.get_logger()
+
+
+class PortInUseError(Exception):
+    """Another process listens there."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket that will be served, before anything else is started, so that a port in use is told at once.
+
+    Raises:
+        PortInUseError: when it is.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PortInUseError(
+            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --host and --port"
+        ) from error
+    # From here on callers queue up; the first of them is the OPA that wants its bundle.
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL under which the socket is reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - it is compared, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve(
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    embedded: bool,
+    reconcile: bool,
+    progress: Progress,
+    on_ready: Callable[[str, Services], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; then end streams, finish what was begun, and stop the children.
+
+    Args:
+        embedded: whether PostgreSQL may be one of our own; then the schema is brought up, too.
+        reconcile: whether the loops run in this process.
+        on_ready: called once, when the first request would be served.
+    """
+    stopping = asyncio.Event()
+    url = settings.bundle_url or url_of(listener)
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        ending = _Ending(stopping)
+        stack.enter_context(ending.handling_signals())
+        database_url = await stack.enter_async_context(runtime.database_of(settings, progress, embedded=embedded))
+        if embedded:
+            await migrate.upgrade(database_url)
+        delivery = await stack.enter_async_context(runtime.policy_of(settings, progress))
+        engine = await stack.enter_async_context(runtime.engine_of(settings, delivery, url, progress))
+        services = await stack.enter_async_context(runtime.services_of(settings, database_url, engine, stopping))
+        if reconcile:
+            await stack.enter_async_context(_running(services))
+        server = _Server(
+            uvicorn.Config(
+                wrap(make_app(services, delivery), services),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                loop="none",
+                timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+                timeout_keep_alive=75,
+                server_header=False,
+            )
+        )
+        ending.serving = True
+        async with asyncio.TaskGroup() as group:
+            announcing = group.create_task(_announce(services, url_of(listener), on_ready))
+            group.create_task(_end_server(server, stopping))
+            await server.serve(sockets=[listener])
+            stopping.set()
+            announcing.cancel()
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to us: it would raise them again at its end, before the children are stopped."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _running(services: Services) -> AsyncIterator[None]:
+    loops = loops_of(services.database, services.wakeups)
+    for loop in loops:
+        await loop.start()
+    try:
+        yield
+    finally:
+        for loop in loops:
+            await loop.stop()
+
+
+class _Ending:
+    """What SIGTERM and SIGINT mean: while the parts start, give up; while they serve, drain; the second time, hurry."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
+        self._main = asyncio.current_task()
+        self.serving = False
+
+    @contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        if self._main is not None and (self._stopping.is_set() or not self.serving):
+            self._main.cancel()
+        self._stopping.set()
+
+
+async def _end_server(server: uvicorn.Server, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    server.should_exit = True
+
+
+async def _announce(services: Services, url: str, on_ready: Callable[[str, Services], None]) -> None:
+    while await runtime.problems(services):
+        await asyncio.sleep(READY_POLL_S)
+    on_ready(url, services)
+
+
+def write_service_file(data_dir: Path, url: str) -> Path:
+    """Tell other local programs where the service is: `service.json` in the data directory."""
+    path = data_dir / "service.json"
+    write_private(path, orjson.dumps({"url": url, "pid": os.getpid()}))
+    return path
+
+
+def remove_service_file(data_dir: Path) -> None:
+    """Take back what `write_service_file` told."""
+    with contextlib.suppress(FileNotFoundError):
+        (data_dir / "service.json").unlink()

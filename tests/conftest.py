@@ -1,0 +1,213 @@
+"""One PostgreSQL and one OPA a session; a database per worker; a tenant of its own per test."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import httpx2
+import pytest
+import uvicorn
+from sqlalchemy import make_url
+
+from kernel.commands.spawning.combiner import SpawnCombiner
+from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.policy.bundle import SigningKey
+from kernel.policy.opa import OpaEngine, from_url
+from kernel.store import migrate
+from kernel.store.engine import Database
+from kernel.wakeups import Wakeups
+from service.app import make_app, wrap
+from service.dependencies import Services
+from service.policy_delivery import BundlePublisher, OpaStatuses
+from service.runtime import PolicyDelivery
+from service.serving import listen, url_of
+from service.settings import Settings
+from service.tokens import KeyRing, Tokens
+from tests.kit import ADMIN_TOKEN, Api, Kit
+
+SERVERS = "REMIT_TEST_SERVERS"
+POOL_SIZE = 24
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where the session's servers are."""
+
+    postgres: str
+    opa_url: str
+    opa_token: str
+    opa_binary: Path
+    revision: str
+
+
+class _Session:
+    """The process that runs the servers, started by whichever pytest process needs them first."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="remit-tests-"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.servers", directory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stack.callback(process.stdout.close)
+        self._stack.callback(process.wait, 30)
+        self._stack.callback(process.stdin.close)
+        line = process.stdout.readline()
+        if not line:
+            self.stop()
+            raise pytest.UsageError("the test servers did not start; their output is above")
+        os.environ[SERVERS] = line
+
+    def stop(self) -> None:
+        os.environ.pop(SERVERS, None)
+        self._stack.close()
+
+
+_session = _Session()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The controller starts them for all its workers, which inherit the environment.
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        _session.start()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        _session.stop()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Servers:
+    if SERVERS not in os.environ:
+        _session.start()
+    found = json.loads(os.environ[SERVERS])
+    return Servers(
+        postgres=found["postgres"],
+        opa_url=found["opa_url"],
+        opa_token=found["opa_token"],
+        opa_binary=Path(found["opa_binary"]),
+        revision=found["revision"],
+    )
+
+
+@pytest.fixture(scope="session")
+def opa_binary(servers: Servers) -> Path:
+    return servers.opa_binary
+
+
+@pytest.fixture(scope="session")
+async def database_url(servers: Servers, worker_id: str) -> str:
+    """A migrated database of this worker's own."""
+    url = make_url(servers.postgres)
+    name = f"test_{worker_id}"
+    connection = await asyncpg.connect(
+        host=str(url.query["host"]), port=int(str(url.query["port"])), user=url.username, database=url.database
+    )
+    try:
+        await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        await connection.execute(f'CREATE DATABASE "{name}"')
+    finally:
+        await connection.close()
+    mine = url.set(database=name).render_as_string(hide_password=False)
+    await migrate.upgrade(mine)
+    return mine
+
+
+@pytest.fixture(scope="session")
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url, pool_size=POOL_SIZE)
+    yield database
+    await database.close()
+
+
+@pytest.fixture(scope="session")
+async def opa_engine(servers: Servers) -> AsyncIterator[OpaEngine]:
+    async with OpaEngine(from_url(servers.opa_url), token=servers.opa_token, timeout_s=10.0) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+async def services(
+    database: Database, opa_engine: OpaEngine, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Services]:
+    """The parts of an API process, as `remit serve` puts them together, on the session's servers."""
+    stopping = asyncio.Event()
+    pipeline = SpawnPipeline(database, opa_engine)
+    services = Services(
+        settings=Settings(data_dir=tmp_path_factory.mktemp("data")),
+        database=database,
+        engine=opa_engine,
+        tokens=Tokens(KeyRing(tmp_path_factory.mktemp("keys")), admin_token=ADMIN_TOKEN, run_token_ttl_s=3600),
+        pipeline=pipeline,
+        combiner=SpawnCombiner(pipeline),
+        wakeups=Wakeups(database, stopping),
+        stopping=stopping,
+    )
+    yield services
+    await services.wakeups.stop()
+    await services.combiner.drain()
+
+
+@pytest.fixture(scope="session")
+async def api_url(
+    services: Services, opa_binary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    """The URL of the application on a socket of loopback."""
+    import policies
+
+    key = SigningKey.load_or_create(tmp_path_factory.mktemp("bundle") / "key.pem")
+    publisher = BundlePublisher(opa_binary, Path(policies.__file__).parent, key)
+    await publisher.start()
+    delivery = PolicyDelivery(publisher, OpaStatuses(), "bundle-token")
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            wrap(make_app(services, delivery), services),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    yield url_of(listener)
+    services.stopping.set()
+    server.should_exit = True
+    with suppress(asyncio.CancelledError):
+        await serving
+    await publisher.stop()
+
+
+@pytest.fixture(scope="session")
+async def api(api_url: str) -> AsyncIterator[Api]:
+    """The API as the admin sees it."""
+    async with httpx2.AsyncClient(base_url=api_url, timeout=30.0) as client:
+        yield Api(client, ADMIN_TOKEN)
+
+
+@pytest.fixture
+async def kit(api: Api) -> Kit:
+    """A tenant of this test's own, with the means to fill it."""
+    return await Kit.make(api)
+
+
+def _no_signals() -> "Iterator[None]":
+    return ExitStack()  # type: ignore[return-value]

@@ -1,0 +1,57 @@
+"""One real PostgreSQL and one real OPA for a whole test session, in a process that ends with it.
+
+Run as `python -m tests.servers DIRECTORY`: prints one line of JSON when both answer, and stops them when its standard
+input is closed.
+"""
+
+import asyncio
+import json
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import policies
+from kernel.policy.bundle import build_bundle, SigningKey
+from service.embedded.opa import EmbeddedOpa, find_or_build_opa
+from service.embedded.postgres import EmbeddedPostgres
+
+MAX_CONNECTIONS = 200
+
+
+def say(line: str) -> None:
+    sys.stderr.write(f"test servers: {line}\n")
+
+
+async def main(directory: Path) -> None:
+    async with AsyncExitStack() as stack:
+        postgres = EmbeddedPostgres(directory / "pg", progress=say, max_connections=MAX_CONNECTIONS)
+        await postgres.start()
+        stack.push_async_callback(postgres.stop)
+        binary = await find_or_build_opa(progress=say)
+        bundle = await build_bundle(
+            binary, Path(policies.__file__).parent, signing_key=SigningKey.load_or_create(directory / "bundle.pem")
+        )
+        archive = directory / "bundle.tar.gz"
+        archive.write_bytes(bundle.data)
+        opa = EmbeddedOpa(binary, directory / "opa", bundle_path=archive, progress=say)
+        await opa.start()
+        stack.push_async_callback(opa.stop)
+        sys.stdout.write(
+            json.dumps(
+                {
+                    "postgres": postgres.dsn,
+                    "postgres_log": str(directory / "pg"),
+                    "opa_url": opa.url,
+                    "opa_token": opa.token,
+                    "opa_binary": str(binary),
+                    "revision": bundle.revision,
+                }
+            )
+            + "\n"
+        )
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))
