@@ -14,7 +14,7 @@ import data.orchestration.surface
 # description: With the policy in force and what the graph leaves of its limits, where it is allowed.
 decision := object.union(lib.answer(deny), {"policy": policy.effective, "limits": limits, "headroom": room}) if {
 	limits := policy.limits
-	room := headroom(limits, deny, input.graph.spawns)
+	room := _headroom(limits, deny, input.graph.spawns)
 } else := lib.answer(deny)
 
 # METADATA
@@ -29,11 +29,11 @@ deny contains reason if some reason in surface.deny
 #   short_name: graph_unknown
 #   message: the spawns of the graph are not known
 deny contains reason if {
-	not known(input.graph.spawns)
+	not _known(input.graph.spawns)
 	reason := lib.reason(rego.metadata.rule(), [], {})
 }
 
-known(spawns) if {
+_known(spawns) if {
 	is_array(spawns)
 	every spawn in spawns {
 		is_string(spawn.node_id)
@@ -42,7 +42,7 @@ known(spawns) if {
 	}
 }
 
-headroom(limits, denials, _) := {
+_headroom(limits, denials, _) := {
 	"depth": limits.max_depth,
 	"fanout": limits.max_fanout,
 	"children_total": limits.max_children_total,
@@ -50,7 +50,7 @@ headroom(limits, denials, _) := {
 	count(denials) > 0
 }
 
-headroom(limits, denials, spawns) := {
+_headroom(limits, denials, spawns) := {
 	"depth": limits.max_depth - max({0} | {spawn.depth | some spawn in spawns}),
 	"fanout": limits.max_fanout - max({0} | {spawn.count | some spawn in spawns}),
 	"children_total": limits.max_children_total - sum([spawn.count | some spawn in spawns]),

@@ -11,9 +11,9 @@ import data.orchestration.spawn.shape
 # description: The denials of each spawn's scopes, depth and fan-out, with its node.
 deny contains reason if {
 	some spawn in input.graph.spawns
-	question := asked(input, spawn)
+	question := _asked(input, spawn)
 	some denial in shape.deny with input as question
-	reason := at(denial, spawn)
+	reason := _at(denial, spawn)
 }
 
 # METADATA
@@ -22,9 +22,9 @@ deny contains reason if {
 deny contains reason if {
 	some spawn in input.graph.spawns
 	spawn.targets
-	question := asked(input, spawn)
+	question := _asked(input, spawn)
 	some denial in published.deny with input as question
-	reason := at(denial, spawn)
+	reason := _at(denial, spawn)
 }
 
 # METADATA
@@ -34,9 +34,9 @@ deny contains reason if {
 	some spawn in input.graph.spawns
 	spawn.targets
 	input.allowlist
-	question := asked(input, spawn)
+	question := _asked(input, spawn)
 	some denial in allowlist.deny with input as question
-	reason := at(denial, spawn)
+	reason := _at(denial, spawn)
 }
 
 # METADATA
@@ -48,30 +48,30 @@ deny contains reason if {
 deny contains reason if {
 	total := sum([spawn.count | some spawn in input.graph.spawns; lib.is_count(spawn.count)])
 	limit := object.get(policy.effective, "max_children_total", null)
-	not affordable(limit, total)
+	not _affordable(limit, total)
 	reason := lib.exceeded(rego.metadata.rule(), limit, 0, total)
 }
 
-affordable(limit, total) if {
+_affordable(limit, total) if {
 	is_number(limit)
 	total <= limit
 }
 
 # The question about one spawn, in the form of one at run time: a caller one level above it, without children yet.
-asked(question, spawn) := object.union(
+_asked(question, spawn) := object.union(
 	object.filter(question, ["orchestrator_policy", "allowlist"]),
 	{
-		"caller": {"depth": above(object.get(spawn, "depth", null)), "children_count": 0},
+		"caller": {"depth": _above(object.get(spawn, "depth", null)), "children_count": 0},
 		"request": {"scopes": object.get(spawn, "scopes", null), "count": object.get(spawn, "count", null)},
 		"targets": object.get(spawn, "targets", []),
 	},
 )
 
-above(depth) := depth - 1 if {
+_above(depth) := depth - 1 if {
 	is_number(depth)
 } else := null
 
-at(denial, spawn) := object.union(denial, {"node_id": node}) if {
+_at(denial, spawn) := object.union(denial, {"node_id": node}) if {
 	node := spawn.node_id
 	is_string(node)
 } else := denial

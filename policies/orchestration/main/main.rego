@@ -13,22 +13,16 @@ import data.orchestration.spawn
 import data.orchestration.start
 
 # METADATA
-# title: Unknown action
-# description: A question about no known action is answered, with a denial.
-# custom:
-#   short_name: unknown_action
-#   message: no rule decides about this action
+# title: Decision
+# description: The answer to one question. One that no action's package answers is denied.
+# scope: document
+# entrypoint: true
 default decision := {
 	"allow": false,
 	"reasons": [{"code": "unknown_action", "message": "no rule decides about this action"}],
 	"effective_scopes": [],
 }
 
-# METADATA
-# title: Decision
-# description: The answer to one question.
-# scope: document
-# entrypoint: true
 decision := start.decision if input.action == "start_run"
 
 decision := spawn.decision if input.action == "spawn_run"

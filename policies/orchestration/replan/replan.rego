@@ -26,11 +26,11 @@ deny contains reason if some reason in (subject.deny | caller.deny)
 #   short_name: outcomes_unknown
 #   message: the outcomes of the children are not known
 deny contains reason if {
-	not counted(input.outcomes)
+	not _counted(input.outcomes)
 	reason := lib.reason(rego.metadata.rule(), [], {})
 }
 
-counted(outcomes) if {
+_counted(outcomes) if {
 	lib.is_count(outcomes.total_children)
 	lib.is_count(outcomes.failed_children)
 	lib.is_count(outcomes.cancelled_children)

@@ -12,18 +12,18 @@ verdict := {
 	"needs_replan": action == "replan",
 	"reasons": lib.ordered(grounds),
 } if {
-	action := suggestion(data.orchestration.thresholds, input.outcomes)
+	action := _suggestion(data.orchestration.thresholds, input.outcomes)
 }
 
-suggestion(thresholds, outcomes) := "continue" if {
-	failures(outcomes) == 0
+_suggestion(thresholds, outcomes) := "continue" if {
+	_failures(outcomes) == 0
 } else := "replan" if {
-	not exhausted(thresholds, outcomes)
+	not _exhausted(thresholds, outcomes)
 } else := "stop" if {
-	failures(outcomes) >= thresholds.stop_failed_share * outcomes.total_children
+	_failures(outcomes) >= thresholds.stop_failed_share * outcomes.total_children
 } else := "escalate"
 
-exhausted(thresholds, outcomes) if outcomes.attempts >= thresholds.max_attempts
+_exhausted(thresholds, outcomes) if outcomes.attempts >= thresholds.max_attempts
 
 # METADATA
 # title: Children failed
@@ -32,7 +32,7 @@ exhausted(thresholds, outcomes) if outcomes.attempts >= thresholds.max_attempts
 #   short_name: children_failed
 #   message: "%v of %v children failed or were cancelled"
 grounds contains reason if {
-	failed := failures(input.outcomes)
+	failed := _failures(input.outcomes)
 	failed > 0
 	total := input.outcomes.total_children
 	reason := lib.reason(rego.metadata.rule(), [failed, total], {"observed": failed})
@@ -45,11 +45,11 @@ grounds contains reason if {
 #   short_name: attempts_exhausted
 #   message: "max_attempts is %v: %v replans were tried"
 grounds contains reason if {
-	failures(input.outcomes) > 0
-	exhausted(data.orchestration.thresholds, input.outcomes)
+	_failures(input.outcomes) > 0
+	_exhausted(data.orchestration.thresholds, input.outcomes)
 	limit := data.orchestration.thresholds.max_attempts
 	observed := input.outcomes.attempts
 	reason := lib.reason(rego.metadata.rule(), [limit, observed], {"limit": limit, "observed": observed})
 }
 
-failures(outcomes) := outcomes.failed_children + outcomes.cancelled_children
+_failures(outcomes) := outcomes.failed_children + outcomes.cancelled_children

@@ -36,7 +36,7 @@ decision := {
 	"headroom": room,
 } if {
 	limits := policy.limits
-	room := headroom(limits, input.caller, input.tree)
+	room := _headroom(limits, input.caller, input.tree)
 } else := lib.answer(denials)
 
 # METADATA
@@ -44,7 +44,7 @@ decision := {
 # description: Every reason against, of this package and of those that it asks.
 denials := ((((deny | surface.deny) | actor.deny) | shape.deny) | published.deny) | allowlist.deny
 
-headroom(limits, caller, tree) := {
+_headroom(limits, caller, tree) := {
 	"depth": max([0, limits.max_depth - caller.depth]),
 	"fanout": max([0, limits.max_fanout - caller.children_count]),
 	"children_total": max([0, limits.max_children_total - tree.children_total]),

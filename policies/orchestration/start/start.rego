@@ -48,7 +48,7 @@ deny contains reason if {
 #   short_name: scope_exceeds_caller
 #   message: the token may not delegate %v
 deny contains reason if {
-	not delegable(input.request.scopes, input.principal.delegable_scopes)
+	not _delegable(input.request.scopes, input.principal.delegable_scopes)
 	reason := lib.about_scopes(
 		rego.metadata.rule(),
 		object.get(input, ["request", "scopes"], null),
@@ -56,9 +56,9 @@ deny contains reason if {
 	)
 }
 
-delegable(scopes, grants) if lib.within(scopes, grants)
+_delegable(scopes, grants) if lib.within(scopes, grants)
 
-delegable(scopes, grants) if {
+_delegable(scopes, grants) if {
 	lib.within(scopes, scopes)
 	is_array(grants)
 	"*" in grants

@@ -32,23 +32,23 @@ some_entry if {
 #   message: agent %v is not on the orchestrator's allowlist
 deny contains reason if {
 	some target in input.targets
-	not listed(target, input.allowlist)
+	not _listed(target, input.allowlist)
 	some_entry
 	reason := lib.about_target(rego.metadata.rule(), target)
 }
 
 # An entry names by exactly one of the three: one that says anything else is equal to none of these, and lists nothing.
-listed(target, allowlist) if {
+_listed(target, allowlist) if {
 	is_string(target.slug)
 	{"target_agent_slug": target.slug} in allowlist
 }
 
-listed(target, allowlist) if {
+_listed(target, allowlist) if {
 	is_string(target.agent_id)
 	{"target_agent_id": target.agent_id} in allowlist
 }
 
-listed(target, allowlist) if {
+_listed(target, allowlist) if {
 	some tag in target.capability_tags
 	is_string(tag)
 	{"capability_tag": tag} in allowlist
