@@ -41,8 +41,8 @@ OUTSIDE_REMIT = "outside_remit"
 class Standing:
     """Who stands where: the run that a call is about, and the run on whose behalf it is made.
 
-    Statuses are effective ones. `tree` is the caller's tree, or the subject's where nobody calls; `policy` is the stored
-    policy of the caller's agent; `tree_size` and `open_fences` are of the subject's tree.
+    Statuses are effective ones. `tree` is the caller's tree, or the subject's where nobody calls; `policy` is the
+    stored policy of the caller's agent; `tree_size` and `open_fences` are of the subject's tree.
     """
 
     tenant: TenantFacts
@@ -65,6 +65,11 @@ class Standing:
     def is_root(self) -> bool:
         """Whether the subject is the root of its tree."""
         return self.subject.run_id == self.subject_root_run_id
+
+    @property
+    def caller_is_active(self) -> bool:
+        """Whether the calling run may still act; true where nobody calls."""
+        return self.caller is None or RunStatus(self.caller.status) in ACTIVE
 
     def check_caller_active(self) -> None:
         """Check that the calling run may still act.
@@ -177,13 +182,31 @@ async def refuse(database: Database, asked: DecisionInput, evaluated: Evaluated,
     return refusal_of(record)
 
 
-async def record_allowed(database: Database, asked: DecisionInput, evaluated: Evaluated) -> DecisionRecord:
-    """Record that a read was allowed, in a transaction of its own."""
+async def check_may_read(
+    database: Database,
+    engine: PolicyEngine,
+    principal: Principal,
+    run_id: UUID,
+    surface: Surface = Surface.RUNTIME_PRIMITIVES,
+) -> Standing:
+    """Check that a run and what is below it may be read; the decision is on record either way.
+
+    Raises:
+        NotFoundError: when the tenant has no such run.
+        ForbiddenError: when it is outside the reach of the token.
+        PolicyDeniedError: with every reason.
+    """
+    async with database.read() as session:
+        standing = await subject_facts(session, principal, run_id)
+    asked = question(standing, principal, Action.QUERY_TREE, surface)
+    evaluated = await ask(database, engine, asked)
+    if not evaluated.decision.allow:
+        raise await refuse(database, asked, evaluated, tell=False)
     record = records.record(asked, evaluated)
     async with database.write() as session:
         await decisions.append(session, record)
     count_decisions([record])
-    return record
+    return standing
 
 
 def denial_event(asked: DecisionInput, record: DecisionRecord, seq: int) -> Event:

@@ -253,6 +253,8 @@ CREATE TABLE cancellations (
     CHECK ((scope = 'group') = (group_id IS NOT NULL))
 );
 CREATE INDEX cancellations_open ON cancellations (tenant_id, root_run_id) WHERE drained_at IS NULL;
+-- Which fences, drained ones too, stand on a run: the reason for which it was cancelled, and what a repeat finds.
+CREATE INDEX cancellations_run ON cancellations (tenant_id, run_id);
 
 -- One row consumes one number of its tree's sequence; `subjects` are the runs that it tells of, in order.
 CREATE TABLE run_events (

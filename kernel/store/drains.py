@@ -1,0 +1,436 @@
+"""What a drain reads and writes: the runs under a fence, a chunk of them at a time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from asyncpg import Record
+
+from kernel.domain.events import Surface
+from kernel.domain.fences import Fence, FenceScope
+from kernel.store.engine import ReadSession, WriteSession
+
+# A chunk holds the lock of its tree for some tens of milliseconds.
+CHUNK_RUNS = 2_000
+
+_OPEN = """
+SELECT c.tenant_id, c.root_run_id, c.cancellation_id, c.run_id, c.scope, c.fence_seq, c.reason, c.group_id,
+  c.grace_until, c.fenced_at, n.slug AS tenant_slug, r.surface, r.orchestration_group_id AS own_group_id,
+  t.queued_runs + t.running_runs + t.paused_runs AS active_runs
+FROM cancellations c
+JOIN tenants n ON n.tenant_id = c.tenant_id
+JOIN agent_runs r ON r.tenant_id = c.tenant_id AND r.run_id = c.run_id
+JOIN run_trees t ON t.tenant_id = c.tenant_id AND t.root_run_id = c.root_run_id
+WHERE c.drained_at IS NULL
+"""
+
+# The longest open first; those that the caller has looked at and that only wait for a grace to end are passed over.
+OPEN = f"{_OPEN} AND c.cancellation_id <> ALL ($2::uuid[]) ORDER BY c.fenced_at LIMIT $1"
+OPEN_ONE = f"{_OPEN} AND c.tenant_id = $1 AND c.cancellation_id = $2"
+
+GRACE_ENDED = """
+SELECT c.cancellation_id FROM cancellations c
+WHERE c.cancellation_id = ANY ($1::uuid[]) AND c.tenant_id = ANY ($2::uuid[])
+  AND (c.drained_at IS NOT NULL OR c.grace_until <= clock_timestamp())
+"""
+
+STILL_ACTIVE = """
+SELECT EXISTS (
+  SELECT 1 FROM agent_runs WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])
+    AND status IN ('queued', 'running', 'paused'))
+"""
+
+_COLUMNS = "r.run_id, r.status, r.spawned_seq, r.ordinal"
+_STARTS = {
+    FenceScope.RUN: f"""
+  SELECT {_COLUMNS} FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = $2 AND $3::bigint IS NOT NULL""",
+    FenceScope.CHILDREN: f"""
+  SELECT {_COLUMNS} FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = $2 AND r.spawned_seq < $3""",
+    FenceScope.GROUP: f"""
+  SELECT {_COLUMNS} FROM agent_runs r WHERE r.tenant_id = $1 AND r.orchestration_group_id = $2
+    AND (r.finalized_seq IS NULL OR r.finalized_seq >= $3)""",
+}
+
+# Down through the ended as well, for only fences cancel. OFFSET 0 keeps the planner from joining a wide level with the
+# whole table: every step is a descent of the index on (tenant, parent, key).
+_BELOW = """
+WITH RECURSIVE below AS (
+  {start}
+  UNION ALL
+  SELECT c.run_id, c.status, c.spawned_seq, c.ordinal
+  FROM below b
+  CROSS JOIN LATERAL (
+    SELECT {columns} FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = b.run_id OFFSET 0
+  ) c
+)
+"""
+BELOW = {scope: _BELOW.format(start=start, columns=_COLUMNS) for scope, start in _STARTS.items()}
+
+# The whole tree needs no walk. All forms take the same arguments, also those that have no use for the fence's number.
+WHOLE_TREE = f"""
+WITH below AS (
+  SELECT {_COLUMNS} FROM agent_runs r
+  WHERE r.tenant_id = $1 AND r.root_run_id = $2 AND $3::bigint IS NOT NULL
+)
+"""
+
+# The walk stops as soon as the limit is reached, so looking costs the same under a million runs as under a few.
+LOOK = "SELECT run_id, status, spawned_seq, ordinal FROM below LIMIT $4"
+
+# In one statement, so that no snapshot outlives it: neither vacuum nor the memory of this process feels the size.
+FILL = """
+, listed AS (
+  INSERT INTO {table} (n, run_id)
+  SELECT row_number() OVER (ORDER BY status <> 'queued', spawned_seq, ordinal), run_id
+  FROM below WHERE status IN ('queued', 'running', 'paused')
+  RETURNING 1
+)
+SELECT (SELECT count(*) FROM below) AS scanned, (SELECT count(*) FROM listed) AS active
+"""
+
+CANCEL = """
+UPDATE agent_runs r SET status = 'cancelled', finalized_seq = $3, finalized_at = clock_timestamp()
+FROM unnest($2::uuid[]) AS q (run_id)
+WHERE r.tenant_id = $1 AND r.run_id = q.run_id AND r.status IN ('queued', 'running', 'paused')
+  AND ($4::timestamptz IS NULL OR r.status = 'queued' OR $4 <= clock_timestamp() OR NOT EXISTS (
+    SELECT 1 FROM run_leases l
+    WHERE l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.lease IS NOT NULL
+      AND l.expires_at > clock_timestamp()))
+RETURNING r.run_id, r.orchestration_group_id, old.status AS before
+"""
+
+# Of a chunk, the runs that are active and left alone: under a grace, with a worker that may still acknowledge.
+LEFT = """
+SELECT run_id FROM agent_runs
+WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[]) AND status IN ('queued', 'running', 'paused')
+"""
+
+# Leases are locked in the order of their runs, as heartbeats lock them, which hold no tree.
+TIDY = """
+WITH due AS (
+  DELETE FROM run_deadlines WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])
+), held AS (
+  SELECT run_id FROM run_leases
+  WHERE tenant_id = $1 AND run_id = ANY ($3::uuid[]) AND lease IS NOT NULL ORDER BY run_id FOR UPDATE
+), released AS (
+  UPDATE run_leases l SET lease = NULL, expires_at = NULL FROM held h WHERE l.tenant_id = $1 AND l.run_id = h.run_id
+)
+UPDATE cancellations SET cancelled_count = cancelled_count + cardinality($2::uuid[])
+WHERE tenant_id = $1 AND cancellation_id = $4
+"""
+
+# Groups whose orchestrator is under the same fence: all but those that reach out of what it covers.
+CLOSE_COVERED = """
+UPDATE orchestration_groups g SET
+  failure_count = g.failure_count + q.failures,
+  status = CASE WHEN g.status = 'running' THEN 'cancelled' ELSE g.status END,
+  decided_at = coalesce(g.decided_at, clock_timestamp())
+FROM unnest($2::uuid[], $3::int[]) AS q (group_id, failures)
+WHERE g.tenant_id = $1 AND g.group_id = q.group_id
+  AND g.group_id IS DISTINCT FROM $4 AND g.orchestrator_run_id IS DISTINCT FROM $5
+RETURNING g.group_id
+"""
+
+CLOSE = """
+UPDATE cancellations SET drained_at = clock_timestamp(), scanned_count = greatest(scanned_count, $3)
+WHERE tenant_id = $1 AND cancellation_id = $2 AND drained_at IS NULL
+RETURNING extract(epoch FROM drained_at - fenced_at)::float AS seconds
+"""
+
+NOTE_SCANNED = """
+UPDATE cancellations SET scanned_count = greatest(scanned_count, $3) WHERE tenant_id = $1 AND cancellation_id = $2
+"""
+
+READ = """
+SELECT c.cancellation_id, c.root_run_id, c.run_id, c.scope, c.group_id, c.reason, c.fence_seq, c.fenced_at,
+  c.grace_until, c.drained_at, c.cancelled_count, c.scanned_count
+FROM cancellations c WHERE c.tenant_id = $1 AND c.cancellation_id = $2
+"""
+
+# The fences that may cover a run, open or drained: those that stand on it or above it.
+FENCES_ON = """
+SELECT c.cancellation_id, c.run_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until, c.drained_at
+FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = ANY ($2::uuid[])
+"""
+
+# What a fence has cancelled, as its events tell it.
+CANCELLED_IDS = """
+SELECT e.subjects FROM run_events e
+WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3 AND e.type = 'orchestration.cancellation_propagation'
+  AND e.data ->> 'cancellation_id' = $4
+ORDER BY e.seq LIMIT $5
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFence:
+    """A fence that is not drained yet, with what its drain needs to know.
+
+    `own_group_id` is the group of the run that it stands on; `active_runs` are those of its whole tree.
+    """
+
+    tenant_id: UUID
+    tenant_slug: str
+    root_run_id: UUID
+    fence: Fence
+    surface: Surface
+    own_group_id: UUID | None
+    active_runs: int
+
+    @property
+    def start(self) -> UUID:
+        """What the walk starts from: a run, or a group."""
+        group_id = self.fence.group_id
+        return group_id if self.fence.scope is FenceScope.GROUP and group_id is not None else self.fence.run_id
+
+    @property
+    def covers_tree(self) -> bool:
+        """Whether it covers everything in its tree."""
+        return self.fence.scope is FenceScope.RUN and self.fence.run_id == self.root_run_id
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A fence as its readers see it."""
+
+    cancellation_id: UUID
+    root_run_id: UUID
+    run_id: UUID
+    scope: FenceScope
+    group_id: UUID | None
+    reason: str
+    fence_seq: int
+    fenced_at: datetime
+    grace_until: datetime | None
+    drained_at: datetime | None
+    cancelled_count: int
+    scanned_count: int
+
+    @property
+    def state(self) -> str:
+        """How far it is: `draining` until everything that it covers is written down."""
+        return "draining" if self.drained_at is None else "drained"
+
+    @property
+    def include_root(self) -> bool:
+        """Whether it covers the run that it stands on."""
+        return self.scope is FenceScope.RUN
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The active runs under a fence in the order of their drain, or only how many there are, in a table by `table`."""
+
+    scanned: int
+    active: int
+    run_ids: Sequence[UUID] | None = None
+    table: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A run that a chunk has cancelled."""
+
+    run_id: UUID
+    group_id: UUID | None
+    before: str
+
+
+async def open_fences(session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = ()) -> list[OpenFence]:
+    """Fences of all tenants that are not drained, the longest open first."""
+    return [_open_fence(row) for row in await session.driver.fetch(OPEN, limit, list(passing_over))]
+
+
+async def open_fence(session: ReadSession, tenant_id: UUID, cancellation_id: UUID) -> OpenFence | None:
+    """One fence; None once it is drained."""
+    row = await session.driver.fetchrow(OPEN_ONE, tenant_id, cancellation_id)
+    return _open_fence(row) if row is not None else None
+
+
+async def claim(session: ReadSession, cancellation_id: UUID) -> bool:
+    """Keep other drains of a fence away until `leave`; it spares work, and nothing rests on it."""
+    claimed: bool = await session.driver.fetchval("SELECT pg_try_advisory_lock($1)", _lock_key(cancellation_id))
+    return claimed
+
+
+async def leave(session: ReadSession, cancellation_id: UUID) -> None:
+    """Give back what `claim` and `list_runs` took, or else the connection."""
+    if session.driver.is_closed():
+        return
+    if session.driver.is_in_transaction():
+        # A chunk was interrupted in the middle of its end; the server settles it when the connection goes.
+        session.driver.terminate()
+        return
+    try:
+        await session.driver.execute(f"DROP TABLE IF EXISTS pg_temp.{_table(cancellation_id)}")
+        await session.driver.execute("SELECT pg_advisory_unlock($1)", _lock_key(cancellation_id))
+    except BaseException:
+        session.driver.terminate()
+        raise
+
+
+async def look(session: ReadSession, target: OpenFence, *, limit: int) -> Listed | None:
+    """The active runs under a fence, where it covers no more than `limit` runs in all; None where it covers more."""
+    rows = await session.driver.fetch(_walk(target) + LOOK, *_start(target), limit + 1)
+    if len(rows) > limit:
+        return None
+    active = [row for row in rows if row["status"] in {"queued", "running", "paused"}]
+    active.sort(key=lambda row: (row["status"] != "queued", row["spawned_seq"], row["ordinal"]))
+    return Listed(len(rows), len(active), run_ids=[row["run_id"] for row in active])
+
+
+async def list_runs(session: ReadSession, target: OpenFence) -> Listed:
+    """Write the active runs under a fence into a temporary table, which `leave` drops."""
+    table = _table(target.fence.cancellation_id)
+    await session.driver.execute(f"CREATE TEMP TABLE {table} (n bigint NOT NULL, run_id uuid NOT NULL)")
+    row = await session.driver.fetchrow(_walk(target) + FILL.format(table=table), *_start(target))
+    await session.driver.execute(f"CREATE UNIQUE INDEX ON {table} (n) INCLUDE (run_id)")
+    return Listed(row["scanned"], row["active"], table=table)
+
+
+async def chunk(session: ReadSession, listed: Listed, after: int) -> list[UUID]:
+    """The next runs of a list, at most `CHUNK_RUNS`."""
+    if listed.run_ids is not None:
+        return list(listed.run_ids[after : after + CHUNK_RUNS])
+    rows = await session.driver.fetch(
+        f"SELECT run_id FROM {listed.table} WHERE n > $1 AND n <= $1 + {CHUNK_RUNS} ORDER BY n", after
+    )
+    return [row["run_id"] for row in rows]
+
+
+async def cancel(session: WriteSession, target: OpenFence, run_ids: Sequence[UUID], *, seq: int) -> list[Changed]:
+    """Cancel those of some runs that are active still, but for those whose worker has a grace left."""
+    rows = await session.driver.fetch(CANCEL, target.tenant_id, run_ids, seq, target.fence.grace_until)
+    return [Changed(*row.values()) for row in rows]
+
+
+async def left_active(session: ReadSession, target: OpenFence, run_ids: Sequence[UUID]) -> list[UUID]:
+    """Which of some runs are active."""
+    return [row["run_id"] for row in await session.driver.fetch(LEFT, target.tenant_id, run_ids)]
+
+
+async def tidy(session: WriteSession, target: OpenFence, changed: Sequence[Changed]) -> None:
+    """Take back the deadlines and leases of cancelled runs, and count them on their fence."""
+    await session.driver.execute(
+        TIDY,
+        target.tenant_id,
+        [run.run_id for run in changed],
+        [run.run_id for run in changed if run.before != "queued"],
+        target.fence.cancellation_id,
+    )
+
+
+async def close_covered(session: WriteSession, target: OpenFence, failures: Mapping[UUID, int]) -> set[UUID]:
+    """Count cancelled members in those of some groups whose orchestrator the fence covers, and close those groups."""
+    outer_group: UUID | None = None
+    outer_orchestrator: UUID | None = None
+    match target.fence.scope:
+        case FenceScope.RUN:
+            outer_group = target.own_group_id
+        case FenceScope.CHILDREN:
+            outer_orchestrator = target.fence.run_id
+        case FenceScope.GROUP:
+            outer_group = target.fence.group_id
+    rows = await session.driver.fetch(
+        CLOSE_COVERED, target.tenant_id, list(failures), list(failures.values()), outer_group, outer_orchestrator
+    )
+    return {row["group_id"] for row in rows}
+
+
+async def close(session: WriteSession, target: OpenFence, *, scanned: int) -> float | None:
+    """Write down that a fence is drained; the seconds since it was set, for the one that was first to say so."""
+    seconds: float | None = await session.driver.fetchval(
+        CLOSE, target.tenant_id, target.fence.cancellation_id, scanned
+    )
+    return seconds
+
+
+async def note_scanned(session: ReadSession, target: OpenFence, scanned: int) -> None:
+    """Write down how many runs a fence covers, while they are being cancelled."""
+    await session.driver.execute(NOTE_SCANNED, target.tenant_id, target.fence.cancellation_id, scanned)
+
+
+async def grace_ended(session: ReadSession, waiting: Mapping[UUID, UUID]) -> set[UUID]:
+    """Which of some fences, given with their tenants, have no grace left, by the database's clock."""
+    rows = await session.driver.fetch(GRACE_ENDED, list(waiting), list(set(waiting.values())))
+    return {row["cancellation_id"] for row in rows}
+
+
+async def any_active(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> bool:
+    """Whether any of some runs is active."""
+    found: bool = await session.driver.fetchval(STILL_ACTIVE, tenant_id, run_ids)
+    return found
+
+
+async def read(session: ReadSession, tenant_id: UUID, cancellation_id: UUID) -> Cancellation | None:
+    """A fence, open or drained; None where the tenant has no such."""
+    row = await session.driver.fetchrow(READ, tenant_id, cancellation_id)
+    if row is None:
+        return None
+    return Cancellation(**{**dict(row), "scope": FenceScope(row["scope"])})
+
+
+async def fences_on(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> dict[UUID, tuple[Fence, bool]]:
+    """The fences that stand on any of some runs, by id; each with whether it is drained."""
+    rows = await session.driver.fetch(FENCES_ON, tenant_id, run_ids)
+    return {row["cancellation_id"]: (_fence(row), row["drained_at"] is not None) for row in rows}
+
+
+async def cancelled_ids(session: ReadSession, tenant_id: UUID, cancellation: Cancellation, limit: int) -> list[UUID]:
+    """The first runs that a fence has cancelled, in the order of their drain."""
+    rows = await session.driver.fetch(
+        CANCELLED_IDS,
+        tenant_id,
+        cancellation.root_run_id,
+        cancellation.fence_seq,
+        str(cancellation.cancellation_id),
+        # More chunks than that only where each of them is tiny.
+        100,
+    )
+    found: list[UUID] = []
+    for row in rows:
+        found.extend(row["subjects"])
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _walk(target: OpenFence) -> str:
+    return WHOLE_TREE if target.covers_tree else BELOW[target.fence.scope]
+
+
+def _start(target: OpenFence) -> tuple[object, ...]:
+    return target.tenant_id, target.start, target.fence.fence_seq
+
+
+def _lock_key(cancellation_id: UUID) -> int:
+    return int.from_bytes(cancellation_id.bytes[8:], signed=True)
+
+
+def _table(cancellation_id: UUID) -> str:
+    return f"drain_{cancellation_id.hex}"
+
+
+def _fence(row: Record) -> Fence:
+    return Fence(
+        cancellation_id=row["cancellation_id"],
+        run_id=row["run_id"],
+        scope=FenceScope(row["scope"]),
+        fence_seq=row["fence_seq"],
+        reason=row["reason"],
+        group_id=row["group_id"],
+        grace_until=row["grace_until"],
+    )
+
+
+def _open_fence(row: Record) -> OpenFence:
+    return OpenFence(
+        tenant_id=row["tenant_id"],
+        tenant_slug=row["tenant_slug"],
+        root_run_id=row["root_run_id"],
+        fence=_fence(row),
+        surface=Surface(row["surface"]),
+        own_group_id=row["own_group_id"],
+        active_runs=row["active_runs"],
+    )
