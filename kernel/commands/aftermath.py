@@ -16,6 +16,7 @@ class Aftermath:
         transitions: runs by `(tenant slug, status)`.
         joins: groups by `(tenant slug, mode, outcome)`.
         fences: fences by `(tenant slug, reason)`.
+        cancelled: runs cancelled under a fence, by tenant slug.
         groups: groups whose tally or decision changed, as `(tenant_id, group_id)`.
         queued: the agents with work that came back to the queue, as `(tenant_id, agent_id)`.
     """
@@ -23,6 +24,7 @@ class Aftermath:
     transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
     joins: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     fences: Counter[tuple[str, str]] = field(default_factory=Counter)
+    cancelled: Counter[str] = field(default_factory=Counter)
     groups: set[tuple[UUID, UUID]] = field(default_factory=set)
     queued: Counter[tuple[UUID, UUID]] = field(default_factory=Counter)
 
@@ -31,6 +33,7 @@ class Aftermath:
         self.transitions.update(other.transitions)
         self.joins.update(other.joins)
         self.fences.update(other.fences)
+        self.cancelled.update(other.cancelled)
         self.groups |= other.groups
         self.queued.update(other.queued)
 
@@ -42,6 +45,8 @@ class Aftermath:
             metrics.JOINS.labels(metrics.tenant_label(slug), mode, outcome).inc(count)
         for (slug, reason), count in self.fences.items():
             metrics.CANCELLATIONS.labels(metrics.tenant_label(slug), reason).inc(count)
+        for slug, count in self.cancelled.items():
+            metrics.CANCELLED_RUNS.labels(metrics.tenant_label(slug)).inc(count)
         if wakeups is None:
             return
         for tenant_id, group_id in self.groups:

@@ -15,9 +15,9 @@ from kernel.store.trees import TreeKey
 # The lease is judged by the clock of the statement, which is read after the lock.
 LOAD = """
 SELECT r.tenant_id, r.run_id, r.root_run_id, r.parent_run_id, r.status, r.background, r.surface, r.depth,
-  r.orchestration_group_id, r.children_count, r.finalized_at, r.agent_id, n.slug AS tenant_slug,
+  r.orchestration_group_id, r.children_count, r.finalized_seq, r.finalized_at, r.agent_id, n.slug AS tenant_slug,
   coalesce(p.is_active AND p.parent_close_policy = 'cancel', false) AS closes_children,
-  l.lease, l.expires_at > clock_timestamp() AS lease_runs, l.attempt, l.max_attempts
+  l.lease, l.granted, l.expires_at > clock_timestamp() AS lease_runs, l.attempt, l.max_attempts
 FROM unnest($2::uuid[]) AS q (run_id)
 JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
 JOIN tenants n ON n.tenant_id = r.tenant_id
@@ -81,8 +81,19 @@ SELECT d.run_id FROM run_deadlines d
 WHERE d.tenant_id = $1 AND d.run_id = ANY ($2::uuid[]) AND d.deadline <= clock_timestamp()
 """
 
-# Those of runs that ended by another way than `END`, such as a drain.
-FORGET_DEADLINES = "DELETE FROM run_deadlines WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])"
+# What cancelled a run stands in the event of its end, where that was a drain.
+CANCEL_REASONS = """
+SELECT e.root_run_id, e.seq, e.data ->> 'reason' AS reason
+FROM unnest($2::uuid[], $3::bigint[]) AS q (root_run_id, seq)
+JOIN run_events e ON e.tenant_id = $1 AND e.root_run_id = q.root_run_id AND e.seq = q.seq
+"""
+
+# Each run is counted by the fence that changed it.
+COUNT_CANCELLED = """
+UPDATE cancellations c SET cancelled_count = c.cancelled_count + q.cancelled
+FROM unnest($2::uuid[], $3::int[]) AS q (cancellation_id, cancelled)
+WHERE c.tenant_id = $1 AND c.cancellation_id = q.cancellation_id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,8 @@ class Run:
     """A run as it stands.
 
     `closes_children`: its agent's policy in force cancels active descendants when it completes or fails.
-    `lease_runs`: the lease has not expired by the database's clock; None where nobody has leased it.
+    `lease` is the one that is held, `granted` the last one that ever was; `lease_runs`: it has not expired by the
+    database's clock. All are None where nobody has leased it.
     """
 
     tenant_id: UUID
@@ -103,11 +115,13 @@ class Run:
     depth: int
     group_id: UUID | None
     children_count: int
+    finalized_seq: int | None
     finalized_at: datetime | None
     agent_id: UUID
     tenant_slug: str
     closes_children: bool
     lease: UUID | None
+    granted: UUID | None
     lease_runs: bool | None
     attempt: int | None
     max_attempts: int | None
@@ -115,6 +129,10 @@ class Run:
     @property
     def active(self) -> bool:
         return self.status in ACTIVE
+
+    def held_by(self, lease: UUID | None) -> bool:
+        """Whether a lease is the current one, and has not expired."""
+        return lease is not None and self.lease == lease and self.lease_runs is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +155,13 @@ def _run(row: Record) -> Run:
         depth=row["depth"],
         group_id=row["orchestration_group_id"],
         children_count=row["children_count"],
+        finalized_seq=row["finalized_seq"],
         finalized_at=row["finalized_at"],
         agent_id=row["agent_id"],
         tenant_slug=row["tenant_slug"],
         closes_children=row["closes_children"],
         lease=row["lease"],
+        granted=row["granted"],
         lease_runs=row["lease_runs"],
         attempt=row["attempt"],
         max_attempts=row["max_attempts"],
@@ -202,6 +222,14 @@ async def still_due(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UU
     return {row["run_id"] for row in rows}
 
 
-async def forget_deadlines(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> None:
-    """Remove the deadlines of runs that have ended."""
-    await session.driver.execute(FORGET_DEADLINES, tenant_id, list(run_ids))
+async def count_cancelled(session: WriteSession, tenant_id: UUID, cancelled: Mapping[UUID, int]) -> None:
+    """Add to what fences of a locked tree have cancelled, by their ids."""
+    await session.driver.execute(COUNT_CANCELLED, tenant_id, list(cancelled), list(cancelled.values()))
+
+
+async def cancel_reasons(
+    session: ReadSession, tenant_id: UUID, ends: Sequence[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], str | None]:
+    """Why runs were cancelled, by the number of their end, as `(root_run_id, finalized_seq)`."""
+    rows = await session.driver.fetch(CANCEL_REASONS, tenant_id, [root for root, _ in ends], [seq for _, seq in ends])
+    return {(row["root_run_id"], row["seq"]): row["reason"] for row in rows}

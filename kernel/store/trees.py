@@ -17,6 +17,16 @@ ORDER BY t.tenant_id, t.root_run_id
 FOR NO KEY UPDATE OF t
 """
 
+# In the order in which they are wanted, and no more than that: what never waits cannot wait in a ring.
+LOCK_AVAILABLE = """
+SELECT t.tenant_id, t.root_run_id, t.children_total, t.seq, t.open_fences
+FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS q (tenant_id, root_run_id, place)
+JOIN run_trees t ON t.tenant_id = q.tenant_id AND t.root_run_id = q.root_run_id
+ORDER BY q.place
+LIMIT $3
+FOR NO KEY UPDATE OF t SKIP LOCKED
+"""
+
 ADVANCE = """
 UPDATE run_trees t SET
   seq = q.seq,
@@ -70,6 +80,13 @@ async def lock(session: WriteSession, keys: Iterable[TreeKey]) -> dict[TreeKey, 
 async def lock_one(session: WriteSession, tenant_id: UUID, root_run_id: UUID) -> LockedTree:
     """Lock a tree that is known to exist."""
     return (await lock(session, [(tenant_id, root_run_id)]))[tenant_id, root_run_id]
+
+
+async def lock_available(session: WriteSession, keys: Iterable[TreeKey], at_most: int) -> dict[TreeKey, LockedTree]:
+    """Lock the first trees of a list that nobody holds, without waiting, until the transaction ends."""
+    wanted = list(keys)
+    rows = await session.driver.fetch(LOCK_AVAILABLE, [key[0] for key in wanted], [key[1] for key in wanted], at_most)
+    return {(row["tenant_id"], row["root_run_id"]): LockedTree(*row.values()) for row in rows}
 
 
 async def advance(session: WriteSession, *locked: LockedTree) -> None:

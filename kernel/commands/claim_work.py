@@ -1,0 +1,251 @@
+"""Claim work: lease queued runs to a worker, fairly between agents and between trees."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import zip_longest
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from kernel.commands.aftermath import Aftermath
+from kernel.commands.lifecycle import Change, lifecycle_event
+from kernel.commands.run_tokens import RunTokens, token_of
+from kernel.domain.errors import ForbiddenError, NotFoundError
+from kernel.domain.events import Surface
+from kernel.domain.principal import Principal
+from kernel.domain.run import RunStatus
+from kernel.identifiers import new_id
+from kernel.store import events, fences, leases, trees
+from kernel.store.engine import Database, WriteSession
+from kernel.store.leases import Described, Granted, Queued
+from kernel.store.trees import LockedTree, TreeKey
+from kernel.wakeups import Wakeups
+
+MAX_TREES = 8
+# What a look finds may be gone, or under a fence, by the time its tree is locked; then it looks elsewhere.
+MAX_LOOKS = 4
+MAX_KNOWN_AGENTS = 10_000
+FIRST = UUID(int=0)
+
+Place = tuple[UUID, UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimWork:
+    """What a worker asks for.
+
+    Args:
+        agent_slugs: for which agents it works.
+        max_runs: at most so many runs at once.
+        lease_s: for how long it holds them without a heartbeat, in seconds.
+        wait_s: how long it waits for work to arrive when there is none, in seconds.
+    """
+
+    agent_slugs: tuple[str, ...]
+    max_runs: int = 1
+    lease_s: int = 30
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A run with all that its worker needs."""
+
+    run_id: UUID
+    agent_slug: str
+    input: dict[str, Any]
+    context: dict[str, object]
+    run_token: str
+    token_expires_at: datetime
+    lease: UUID
+    attempt: int
+    deadline: datetime
+    run_deadline: datetime | None
+
+
+class ClaimWorkCommand:
+    """Hands out work. One per process: it remembers whose turn is next.
+
+    Args:
+        token_s: for how long a run's token is good, in seconds.
+    """
+
+    def __init__(self, database: Database, tokens: RunTokens, wakeups: Wakeups, *, token_s: int) -> None:
+        self._database = database
+        self._tokens = tokens
+        self._wakeups = wakeups
+        self._token_s = token_s
+        self._turns = _Turns()
+
+    async def execute(self, principal: Principal, request: ClaimWork) -> list[ClaimedRun]:
+        """Lease up to `max_runs` runs of the tenant; none when nothing comes in time.
+
+        Raises:
+            ForbiddenError: for a run's token, which acts as its run only.
+            NotFoundError: when the tenant has no such agent.
+        """
+        if principal.kind == "run":
+            raise ForbiddenError("a run's token acts as its run; work is claimed with a tenant's token")
+        tenant_id = principal.tenant
+        async with self._database.read() as session:
+            known = await leases.agents_by_slug(session, tenant_id, request.agent_slugs)
+        for slug in request.agent_slugs:
+            if slug not in known:
+                raise NotFoundError(f"agent_slugs: there is no agent {slug}")
+        agent_ids = list(dict.fromkeys(known[slug] for slug in request.agent_slugs))
+        patience = asyncio.get_running_loop().time() + request.wait_s
+        with self._wakeups.awaiting_work(tenant_id, agent_ids) as waiter:
+            while True:
+                granted = {} if waiter.ended else await self._look(tenant_id, agent_ids, request)
+                if granted:
+                    return await self._hand_over(tenant_id, granted)
+                left = patience - asyncio.get_running_loop().time()
+                if left <= 0 or not await waiter.wait(left):
+                    return []
+
+    async def _look(self, tenant_id: UUID, agent_ids: Sequence[UUID], request: ClaimWork) -> dict[UUID, Granted]:
+        for _ in range(MAX_LOOKS):
+            # Read without a lock, so only a hint: it says where to look, not what to take.
+            async with self._database.read() as session:
+                places = await leases.trees_with_work(
+                    session, tenant_id, self._turns.next(tenant_id, agent_ids), per_agent=MAX_TREES
+                )
+            if not places:
+                return {}
+            self._turns.served(tenant_id, places[: min(request.max_runs, MAX_TREES)])
+            granted = await self._lease(tenant_id, places, request)
+            if granted:
+                return granted
+        return {}
+
+    async def _lease(self, tenant_id: UUID, places: Sequence[Place], request: ClaimWork) -> dict[UUID, Granted]:
+        async with self._database.write() as session:
+            locked = await _lock(session, tenant_id, places, at_most=min(request.max_runs, MAX_TREES))
+            here = [place for place in places if (tenant_id, place[1]) in locked]
+            # A statement of its own: what it sees is newer than the locks.
+            found = await leases.queued(session, tenant_id, here, per_place=request.max_runs)
+            free = await _free(session, tenant_id, locked, found)
+            taken = _in_turn(here, free)[: request.max_runs]
+            if not taken:
+                return {}
+            granted = await self._start(session, locked, tenant_id, taken, request)
+        aftermath = Aftermath()
+        aftermath.transitions[taken[0].tenant_slug, RunStatus.RUNNING.value] = len(taken)
+        aftermath.tell()
+        return granted
+
+    async def _start(
+        self,
+        session: WriteSession,
+        locked: dict[TreeKey, LockedTree],
+        tenant_id: UUID,
+        taken: Sequence[Queued],
+        request: ClaimWork,
+    ) -> dict[UUID, Granted]:
+        by_tree: dict[UUID, list[Queued]] = {}
+        for run in taken:
+            by_tree.setdefault(run.root_run_id, []).append(run)
+        rows: list[tuple[UUID, UUID, int, UUID]] = []
+        told = []
+        for root_run_id, started in by_tree.items():
+            tree = locked[tenant_id, root_run_id]
+            seq = tree.next_seq()
+            tree.moved("queued", "running", len(started))
+            rows.extend((run.run_id, root_run_id, seq, new_id()) for run in started)
+            changes = [Change(run.run_id, RunStatus.RUNNING, run.group_id) for run in started]
+            told.append(lifecycle_event(tree, seq, changes, Surface(started[0].surface)))
+        granted = await leases.grant(session, tenant_id, rows, lease_s=request.lease_s, token_s=self._token_s)
+        await events.append(session, *told)
+        await trees.advance(session, *(locked[tenant_id, root_run_id] for root_run_id in by_tree))
+        return granted
+
+    async def _hand_over(self, tenant_id: UUID, granted: dict[UUID, Granted]) -> list[ClaimedRun]:
+        async with self._database.read() as session:
+            described = await leases.describe(session, tenant_id, granted)
+        return [self._claimed(tenant_id, described[run_id], lease) for run_id, lease in granted.items()]
+
+    def _claimed(self, tenant_id: UUID, run: Described, lease: Granted) -> ClaimedRun:
+        issued = token_of(self._tokens, tenant_id, run)
+        context = context_of(tenant_id, run, issued.token)
+        return ClaimedRun(
+            run_id=run.run_id,
+            agent_slug=run.agent_slug,
+            input={**orjson.loads(run.input), "context": context},
+            context=context,
+            run_token=issued.token,
+            token_expires_at=issued.expires_at,
+            lease=lease.lease,
+            attempt=lease.attempt,
+            deadline=lease.expires_at,
+            run_deadline=run.run_deadline,
+        )
+
+
+def context_of(tenant_id: UUID, run: Described, token: str) -> dict[str, object]:
+    """What a run is told of where it stands."""
+    return {
+        "tenant_id": tenant_id,
+        "root_run_id": run.root_run_id,
+        "parent_run_id": run.parent_run_id,
+        "parent_node_id": run.parent_node_id,
+        "depth": run.depth,
+        "spawn_key": run.spawn_key,
+        "orchestration_group_id": run.group_id,
+        "requested_scopes": run.effective_scopes,
+        "token": token,
+    }
+
+
+class _Turns:
+    """Whose turn it is: the agents of a tenant in rotation, and of each agent the tree after the last one served.
+
+    It need not be right, only to move on: what each process remembers differs, and so their claimers spread.
+    """
+
+    def __init__(self) -> None:
+        self._after: OrderedDict[Place, UUID] = OrderedDict()
+        self._calls = 0
+
+    def next(self, tenant_id: UUID, agent_ids: Sequence[UUID]) -> list[Place]:
+        first = self._calls % len(agent_ids)
+        self._calls += 1
+        rotated = [*agent_ids[first:], *agent_ids[:first]]
+        return [(agent_id, self._after.get((tenant_id, agent_id), FIRST)) for agent_id in rotated]
+
+    def served(self, tenant_id: UUID, places: Sequence[Place]) -> None:
+        for agent_id, root_run_id in places:
+            self._after[tenant_id, agent_id] = root_run_id
+            self._after.move_to_end((tenant_id, agent_id))
+        while len(self._after) > MAX_KNOWN_AGENTS:
+            self._after.popitem(last=False)
+
+
+async def _lock(
+    session: WriteSession, tenant_id: UUID, places: Sequence[Place], *, at_most: int
+) -> dict[TreeKey, LockedTree]:
+    """Lock trees that nobody holds; when all are held, queue for the first, as everybody does who changes a tree."""
+    wanted = list(dict.fromkeys((tenant_id, root_run_id) for _, root_run_id in places))
+    return await trees.lock_available(session, wanted, at_most) or await trees.lock(session, wanted[:1])
+
+
+async def _free(
+    session: WriteSession, tenant_id: UUID, locked: dict[TreeKey, LockedTree], found: Sequence[Queued]
+) -> list[Queued]:
+    """The runs that no fence covers."""
+    doubtful = [
+        (tenant_id, run.root_run_id, run.run_id) for run in found if locked[tenant_id, run.root_run_id].open_fences
+    ]
+    covered = await fences.covered(session, doubtful)
+    return [run for run in found if (tenant_id, run.run_id) not in covered]
+
+
+def _in_turn(places: Sequence[Place], found: Sequence[Queued]) -> list[Queued]:
+    """One run of each place, then a second of each, and so on."""
+    by_place: dict[Place, list[Queued]] = {place: [] for place in places}
+    for run in found:
+        by_place[run.agent_id, run.root_run_id].append(run)
+    return [run for rank in zip_longest(*by_place.values()) for run in rank if run is not None]

@@ -1,0 +1,190 @@
+"""Heartbeat: a worker keeps the leases that it holds, and hears which of its runs to stop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from itertools import islice
+from uuid import UUID
+
+from kernel.commands.run_tokens import RunTokens, token_of
+from kernel.domain.errors import ForbiddenError
+from kernel.domain.fences import Fence, covering
+from kernel.domain.principal import Principal
+from kernel.domain.run import RunStatus
+from kernel.store import fences, leases, runs, trees
+from kernel.store.engine import Database, WriteSession
+from kernel.store.leases import Held
+from kernel.store.trees import LockedTree, TreeKey
+
+# Trees locked at once: few, so that a worker with many runs holds nobody up for long.
+MAX_TREES = 32
+# A fresh token when a tenth of its life is left.
+TOKEN_MARGIN = 0.1
+
+
+class LeaseStatus(StrEnum):
+    """What a worker is told of a lease."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRef:
+    """A lease that a worker says to hold."""
+
+    run_id: UUID
+    lease: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The leases to keep, each for `extend_s` seconds from now on at least."""
+
+    leases: tuple[LeaseRef, ...]
+    extend_s: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAnswer:
+    """How a lease stands.
+
+    `grace_s` is how long the worker may still take to stop, `reason` why; a new token comes when the old one ends soon.
+    """
+
+    run_id: UUID
+    status: LeaseStatus
+    reason: str | None = None
+    grace_s: float | None = None
+    cancellation_id: UUID | None = None
+    expires_at: datetime | None = None
+    run_token: str | None = None
+    token_expires_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """The answers so far, and the runs that get a new token."""
+
+    answers: dict[UUID, LeaseAnswer] = field(default_factory=dict)
+    renewed: dict[UUID, datetime] = field(default_factory=dict)
+    fresh: set[UUID] = field(default_factory=set)
+
+
+class HeartbeatCommand:
+    """Renews leases.
+
+    Args:
+        token_s: for how long a run's token is good, in seconds.
+    """
+
+    def __init__(self, database: Database, tokens: RunTokens, *, token_s: int) -> None:
+        self._database = database
+        self._tokens = tokens
+        self._token_s = token_s
+
+    async def execute(self, principal: Principal, request: Heartbeat) -> list[LeaseAnswer]:
+        """Renew what is held, and tell of the rest; in the order of the request.
+
+        Raises:
+            ForbiddenError: when a run's token names another run.
+        """
+        tenant_id = principal.tenant
+        if principal.kind == "run" and any(ref.run_id != principal.run_id for ref in request.leases):
+            raise ForbiddenError(f"leases: this token acts as run {principal.run_id} only")
+        wanted = {ref.run_id: ref.lease for ref in request.leases}
+        async with self._database.read() as session:
+            roots = await runs.roots(session, tenant_id, wanted)
+        by_tree: dict[UUID, list[UUID]] = {}
+        for run_id, root_run_id in roots.items():
+            by_tree.setdefault(root_run_id, []).append(run_id)
+        gathered = _Gathered()
+        pending = iter(sorted(by_tree))
+        while part := list(islice(pending, MAX_TREES)):
+            here = {run_id: wanted[run_id] for root_run_id in part for run_id in by_tree[root_run_id]}
+            await self._renew(tenant_id, part, here, request.extend_s, gathered)
+        await self._sign(tenant_id, gathered)
+        for run_id, expires_at in gathered.renewed.items():
+            gathered.answers.setdefault(run_id, LeaseAnswer(run_id, LeaseStatus.CONTINUE, expires_at=expires_at))
+        return [gathered.answers.get(ref.run_id, LeaseAnswer(ref.run_id, LeaseStatus.LOST)) for ref in request.leases]
+
+    async def _renew(
+        self, tenant_id: UUID, part: Sequence[UUID], wanted: dict[UUID, UUID], extend_s: int, gathered: _Gathered
+    ) -> None:
+        async with self._database.write() as session:
+            # Under the locks of the trees, so that no renewal commits above a fence.
+            locked = await trees.lock(session, [(tenant_id, root_run_id) for root_run_id in part])
+            held = await leases.held(session, tenant_id, wanted, token_margin_s=self._token_s * TOKEN_MARGIN)
+            told = await _cancelled(session, tenant_id, locked, held)
+            gathered.answers.update(told)
+            keep = {
+                lease.run_id: lease.token_ends for lease in held.values() if lease.held and lease.run_id not in told
+            }
+            if keep:
+                gathered.renewed |= await leases.renew(
+                    session, tenant_id, keep, extend_s=extend_s, token_s=self._token_s
+                )
+                gathered.fresh |= {run_id for run_id, ends in keep.items() if ends}
+
+    async def _sign(self, tenant_id: UUID, gathered: _Gathered) -> None:
+        if not gathered.fresh:
+            return
+        async with self._database.read() as session:
+            described = await leases.describe(session, tenant_id, gathered.fresh)
+        for run_id, run in described.items():
+            issued = token_of(self._tokens, tenant_id, run)
+            gathered.answers[run_id] = LeaseAnswer(
+                run_id,
+                LeaseStatus.CONTINUE,
+                expires_at=gathered.renewed[run_id],
+                run_token=issued.token,
+                token_expires_at=issued.expires_at,
+            )
+
+
+async def _cancelled(
+    session: WriteSession, tenant_id: UUID, locked: dict[TreeKey, LockedTree], held: dict[UUID, Held]
+) -> dict[UUID, LeaseAnswer]:
+    """The answers on runs that are cancelled: by an open fence, or already by its drain."""
+    told: dict[UUID, LeaseAnswer] = {}
+    drained = [lease for lease in held.values() if lease.granted and lease.status == RunStatus.CANCELLED]
+    if drained:
+        ends = {lease.run_id: (lease.root_run_id, lease.finalized_seq or 0) for lease in drained}
+        reasons = await runs.cancel_reasons(session, tenant_id, list(ends.values()))
+        for lease in drained:
+            reason = reasons.get(ends[lease.run_id])
+            told[lease.run_id] = LeaseAnswer(lease.run_id, LeaseStatus.CANCEL, reason=reason, grace_s=0.0)
+    doubtful = [
+        (tenant_id, lease.root_run_id, lease.run_id)
+        for lease in held.values()
+        if lease.held and locked[tenant_id, lease.root_run_id].open_fences
+    ]
+    if not doubtful:
+        return told
+    open_fences = await fences.open_fences(session, [(tenant_id, root_run_id) for _, root_run_id, _ in doubtful])
+    paths = await fences.paths(session, [(tenant_id, run_id) for _, _, run_id in doubtful])
+    now = datetime.now(UTC)
+    for _, root_run_id, run_id in doubtful:
+        over = [
+            fence
+            for fence in open_fences.get((tenant_id, root_run_id), ())
+            if covering([fence], paths[tenant_id, run_id]) is not None
+        ]
+        if over:
+            told[run_id] = _told(run_id, over, now)
+    return told
+
+
+def _told(run_id: UUID, over: Sequence[Fence], now: datetime) -> LeaseAnswer:
+    first = min(over, key=lambda fence: fence.fence_seq)
+    # Of overlapping graces the one that ends first counts; a fence without one ends it at once.
+    grace_s = min((fence.grace_until - now).total_seconds() if fence.grace_until else 0.0 for fence in over)
+    return LeaseAnswer(
+        run_id,
+        LeaseStatus.CANCEL,
+        reason=first.reason,
+        grace_s=max(round(grace_s, 3), 0.0),
+        cancellation_id=first.cancellation_id,
+    )
