@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
 from uuid import UUID
@@ -18,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import policies
-from kernel.policy.bundle import CAPABILITIES, BundleError, revision_of
+from kernel.policy.bundle import CAPABILITIES, ENTRYPOINTS, BundleError, revision_of
 from kernel.policy.contract import Decision, DecisionInput
 from service.embedded.errors import EmbeddedError
 from service.embedded.opa import find_or_build_opa
@@ -99,7 +100,7 @@ def check_policies(
 ) -> None:
     """Check formatting, types against the input's schemas, built-ins, and that every public rule has metadata.
 
-    A rule whose name starts with an underscore is private and needs no metadata.
+    A rule is public if it is an entrypoint or another package uses it.
     """
     tool = _Opa.find(opa, policy_dir)
     checks: dict[str, Callable[[], str]] = {
@@ -271,6 +272,24 @@ class _Annotation(BaseModel):
     title: str = ""
 
 
+class _Ref(BaseModel):
+    value: list[dict[str, JsonValue]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path, as far as it is constant."""
+        return tuple(str(term["value"]) for term in takewhile(lambda term: isinstance(term["value"], str), self.value))
+
+
+class _Import(BaseModel):
+    path: _Ref
+    alias: str = ""
+
+
+class _Package(BaseModel):
+    path: list[dict[str, JsonValue]]
+
+
 class _Head(BaseModel):
     ref: list[dict[str, JsonValue]]
 
@@ -285,8 +304,14 @@ class _Rule(BaseModel):
 
 
 class _Module(BaseModel):
+    package: _Package
+    imports: list[_Import] = []
     annotations: list[_Annotation] = []
     rules: list[_Rule] = []
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return tuple(str(term["value"]) for term in self.package.path)
 
 
 def _unannotated(tool: _Opa) -> Iterator[str]:
@@ -295,33 +320,53 @@ def _unannotated(tool: _Opa) -> Iterator[str]:
     One annotation with `scope: document` speaks for all rules of its name in the package, wherever they are.
     """
     modules: dict[Path, _Module] = {}
+    public = {tuple(f"data/{entrypoint}".split("/")) for entrypoint in ENTRYPOINTS}
     for path in sorted(tool.directory.rglob("*.rego")):
-        if not path.name.endswith("_test.rego"):
-            finished = tool.run("parse", "--format", "json", str(path.relative_to(tool.directory)))
-            if finished.code != 0:
-                yield finished.text
-                continue
-            modules[path] = _Module.model_validate_json(finished.output)
-    documented = {
-        (path.parent, rule.name)
-        for path, module in modules.items()
-        for rule in module.rules
-        if any(annotation.scope == "document" and annotation.title for annotation in rule.annotations)
-    }
-    titled = {path.parent for path, module in modules.items() if _has_title(module.annotations, "package")}
-    for path, module in modules.items():
+        if path.name.endswith("_test.rego"):
+            continue
         where = path.relative_to(tool.directory)
-        if path.parent not in titled:
+        finished = tool.run("parse", "--format", "json", str(where))
+        if finished.code != 0:
+            yield finished.text
+            continue
+        document = json.loads(finished.output)
+        modules[where] = _Module.model_validate(document)
+        public |= set(_used(document.get("rules", []), modules[where]))
+    documented = {
+        (*module.path, rule.name)
+        for module in modules.values()
+        for rule in module.rules
+        if _has_title(rule.annotations, {"document"})
+    }
+    titled = {module.path for module in modules.values() if _has_title(module.annotations, {"package", "subpackages"})}
+    for where, module in modules.items():
+        if module.path not in titled:
             yield f"{where}: the package has no METADATA with a title"
-        for rule in module.rules:
-            private = rule.name.startswith("_")
-            titled_itself = any(annotation.title for annotation in rule.annotations)
-            if not (private or titled_itself or (path.parent, rule.name) in documented):
-                yield f"{where}: {rule.name} has no METADATA with a title"
+        for name in dict.fromkeys(
+            rule.name for rule in module.rules if not _has_title(rule.annotations, {"rule", "document"})
+        ):
+            if (*module.path, name) in public - documented:
+                yield f"{where}: {name} has no METADATA with a title"
 
 
-def _has_title(annotations: list[_Annotation], scope: str) -> bool:
-    return any(annotation.scope == scope and annotation.title for annotation in annotations)
+def _used(tree: JsonValue, module: _Module) -> Iterator[tuple[str, ...]]:
+    """Name the rules of other packages that a part of a module refers to."""
+    if isinstance(tree, list):
+        for branch in tree:
+            yield from _used(branch, module)
+    if isinstance(tree, dict):
+        for branch in tree.values():
+            yield from _used(branch, module)
+        if tree.get("type") == "ref":
+            imported = {each.alias or each.path.names[-1]: each.path.names for each in module.imports}
+            head, *rest = _Ref.model_validate(tree).names or ("",)
+            names = (*imported.get(head, (head,)), *rest)
+            # The rule may be named in full or followed by members of its value.
+            yield from (names[:length] for length in range(2, len(names) + 1) if names[: length - 1] != module.path)
+
+
+def _has_title(annotations: list[_Annotation], scopes: set[str]) -> bool:
+    return any(annotation.scope in scopes and annotation.title for annotation in annotations)
 
 
 def _read_question(file: TextIO) -> DecisionInput:

@@ -111,6 +111,30 @@ def test_a_blemish_is_found(checked_source: Path, before: str, after: str, findi
     assert finding in result.output
 
 
+def test_only_what_another_package_uses_needs_metadata(checked_source: Path) -> None:
+    (checked_source / "orchestration/lib").mkdir()
+    (checked_source / "orchestration/lib/numbers.rego").write_text(
+        """# METADATA
+# title: Numbers
+package orchestration.lib
+
+used(number) if _positive(number)
+
+_positive(number) if number > 0
+"""
+    )
+    assert policy("check", "--policies", checked_source).exit_code == 0
+    (checked_source / "orchestration/main/main.rego").write_text(
+        RULE.replace(
+            "package orchestration.main\n", "package orchestration.main\n\nimport data.orchestration.lib\n"
+        ).replace("input.request.count > 0", "lib.used(input.request.count)")
+    )
+    result = policy("check", "--policies", checked_source)
+    assert result.exit_code == 1
+    assert "numbers.rego: used has no METADATA" in result.output
+    assert "_positive has no" not in result.output
+
+
 @pytest.mark.parametrize("missing", ["schemas", CAPABILITIES])
 def test_a_check_that_cannot_be_made_is_not_passed(checked_source: Path, missing: str) -> None:
     path = checked_source / missing
