@@ -6,12 +6,13 @@ input is closed.
 
 import asyncio
 import json
+import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import policies
-from kernel.policy.bundle import build_bundle, SigningKey
+from kernel.policy.bundle import revision_of
 from service.embedded.opa import EmbeddedOpa, find_or_build_opa
 from service.embedded.postgres import EmbeddedPostgres
 
@@ -28,11 +29,12 @@ async def main(directory: Path) -> None:
         await postgres.start()
         stack.push_async_callback(postgres.stop)
         binary = await find_or_build_opa(progress=say)
-        bundle = await build_bundle(
-            binary, Path(policies.__file__).parent, signing_key=SigningKey.load_or_create(directory / "bundle.pem")
-        )
+        source = Path(policies.__file__).parent
+        revision = revision_of(source)
         archive = directory / "bundle.tar.gz"
-        archive.write_bytes(bundle.data)
+        # Unsigned: this OPA reads it from disk. The signed way from the service is what `remit up` is tested for.
+        command = [binary, "build", "--bundle", ".", "--revision", revision, "--output", archive]
+        subprocess.run(command, cwd=source, check=True)
         opa = EmbeddedOpa(binary, directory / "opa", bundle_path=archive, progress=say)
         await opa.start()
         stack.push_async_callback(opa.stop)
@@ -44,7 +46,7 @@ async def main(directory: Path) -> None:
                     "opa_url": opa.url,
                     "opa_token": opa.token,
                     "opa_binary": str(binary),
-                    "revision": bundle.revision,
+                    "revision": revision,
                 }
             )
             + "\n"
