@@ -65,9 +65,9 @@ def run_policy_tests(
     selection = ["--run", run] if run is not None else []
     results = tool.run("test", "--bundle", ".", "--format", "pretty", *selection)
     if results.code != 0:
-        err.print(results.text, markup=False, highlight=False)
+        err.print(Text(results.text), soft_wrap=True)
         raise typer.Exit(1)
-    out.print(results.text, markup=False, highlight=False)
+    out.print(Text(results.text), soft_wrap=True)
 
     measured = tool.run("test", "--bundle", ".", "--coverage", "--format", "json", *selection)
     report = _Coverage.model_validate_json(measured.output)
@@ -114,7 +114,7 @@ def check_policies(
         failed = failed or bool(finding)
         out.print(f"[red]✗[/red] {name}" if finding else f"[green]✓[/green] {name}")
         if finding:
-            out.print(Text(finding))
+            out.print(Text(finding), soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -249,7 +249,7 @@ class _Opa:
 
 
 def _fail(message: str) -> NoReturn:
-    err.print(Text(message, style="red"))
+    err.print(Text(message, style="red"), soft_wrap=True)
     raise typer.Exit(2)
 
 

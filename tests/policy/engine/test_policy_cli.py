@@ -32,7 +32,6 @@ def environment(monkeypatch: pytest.MonkeyPatch, opa_binary: Path) -> None:
     for name in ("REMIT_URL", "REMIT_TOKEN", "REMIT_TENANT_ID", "REMIT_POLICY_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("REMIT_OPA_BINARY", str(opa_binary))
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 def policy(*arguments: object, stdin: str | None = None) -> Result:
