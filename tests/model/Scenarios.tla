@@ -10,6 +10,7 @@ Fence(scope, run, group, grace) ==
     [op |-> "fence", scope |-> scope, run |-> run, group |-> group, grace |-> grace]
 
 Alone == Planted(<<>>)
+Pair == Planted(<<<<1, "running">>>>)
 
 (* Run 2 and 3 are a group of the root's. 2 has ended and left 4 behind, which no decision about the group concerns. *)
 WithGroup ==
@@ -25,7 +26,7 @@ OneQueued == Planted(<<<<1, "queued">>>>)
 CollidingKeys(d) ==
     UNION {{One(r, <<"a", 1>>), One(r, <<"g", 1>>), Group(r, "g", 2)} : r \in {1, 2} \cap DOMAIN d.runs}
 
-(* More than fit. *)
+(* More than fit, both under one parent and under two. *)
 AnyNewRun(d) == UNION {{One(r, <<"a", 1>>), One(r, <<"b", 1>>), Group(r, "g", 2)} : r \in DOMAIN d.runs}
 
 (* In WithGroup: the root, the member that still runs, and its child. *)

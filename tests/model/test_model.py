@@ -30,16 +30,20 @@ class Mistake:
 NO_LOCK = {"Lock": "FALSE"}
 SNAPSHOT_BEFORE_WAIT = {"ReadAfterLock": "FALSE"}
 NO_INDEX = {"UniqueKeys": "FALSE"}
+# One limit out of the way, so that it is the other one that is overrun.
+ONLY_TOTAL = {"MaxFanout": "9"}
+ONLY_FANOUT = {"MaxTotal": "9"}
 
 MISTAKES = [
     Mistake("limits", "NoEscape", NO_LOCK),
-    Mistake("limits", "LimitsOK", NO_LOCK),
+    Mistake("limits", "LimitsOK", NO_LOCK | ONLY_TOTAL),
+    Mistake("limits", "LimitsOK", NO_LOCK | ONLY_FANOUT),
     Mistake("limits", "SeqNoGap", NO_LOCK),
     Mistake("limits", "CountersTrue", NO_LOCK),
     Mistake("cancel", "DrainedIsClosed", NO_LOCK | {"Cancellers": "{c1}"}),
     Mistake("keys", "OneRunPerKey", NO_LOCK | NO_INDEX),
     Mistake("limits", "NoEscape", SNAPSHOT_BEFORE_WAIT),
-    Mistake("limits", "LimitsOK", SNAPSHOT_BEFORE_WAIT),
+    Mistake("limits", "LimitsOK", SNAPSHOT_BEFORE_WAIT | ONLY_FANOUT),
     Mistake("cancel", "NoEscape", SNAPSHOT_BEFORE_WAIT),
     Mistake("cancel", "DecidedOnce", SNAPSHOT_BEFORE_WAIT),
     Mistake("work", "NoEscape", SNAPSHOT_BEFORE_WAIT),
