@@ -164,7 +164,8 @@ def explain_decision(
     local = _revision(policy_dir)
     same_rules = "the same as" if local == revision else "not those of"
     out.print(
-        f"\nThe policies in {escape(str(policy_dir))} ({local[:12]}) are {same_rules} the record's ({revision[:12]})."
+        f"\nThe policies in {escape(str(policy_dir))} ({local[:12]}) are {same_rules} the record's ({revision[:12]}).",
+        soft_wrap=True,
     )
     changes = _changes(recorded, now)
     if not changes:

@@ -1,6 +1,5 @@
 import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,25 +22,16 @@ async def opa_binary() -> Path:
 
 
 @pytest.fixture(scope="session")
-def capabilities(opa_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if (POLICIES / CAPABILITIES).exists():
-        return POLICIES / CAPABILITIES
-    path = tmp_path_factory.mktemp("capabilities") / CAPABILITIES
-    path.write_bytes(subprocess.check_output([opa_binary, "capabilities", "--current"]))
-    return path
-
-
-@pytest.fixture(scope="session")
 def signing_key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
     return SigningKey.load_or_create(tmp_path_factory.mktemp("keys") / "bundle.pem")
 
 
 @pytest.fixture
-def small_source(tmp_path: Path, capabilities: Path) -> Path:
+def small_source(tmp_path: Path) -> Path:
     """A policy of three lines, for tests about the way of a bundle rather than about rules."""
     source = tmp_path / "policies"
     (source / "orchestration/main").mkdir(parents=True)
-    shutil.copy(capabilities, source / CAPABILITIES)
+    shutil.copy(POLICIES / CAPABILITIES, source)
     (source / ".manifest").write_text('{"roots": ["orchestration"], "rego_version": 1}')
     write_rule(source, "first")
     return source
@@ -60,9 +50,9 @@ decisions := [answer | some question in input.requests; answer := decision with 
 
 
 @pytest.fixture(scope="session")
-async def served_policies(opa_binary: Path, signing_key: SigningKey, capabilities: Path) -> AsyncIterator[PolicyServer]:
+async def served_policies(opa_binary: Path, signing_key: SigningKey) -> AsyncIterator[PolicyServer]:
     """The repository's policies, served."""
-    publisher = BundlePublisher(opa_binary, POLICIES, signing_key, capabilities=capabilities)
+    publisher = BundlePublisher(opa_binary, POLICIES, signing_key)
     await publisher.start()
     async with policy_server(publisher) as server:
         yield server

@@ -140,8 +140,8 @@ async def test_a_failing_test_is_told(opa_binary: Path, small_source: Path) -> N
         await run_tests(opa_binary, small_source)
 
 
-async def test_the_repositorys_policies_build(opa_binary: Path, signing_key: SigningKey, capabilities: Path) -> None:
-    built = await build_bundle(opa_binary, POLICIES, signing_key=signing_key, capabilities=capabilities)
+async def test_the_repositorys_policies_build(opa_binary: Path, signing_key: SigningKey) -> None:
+    built = await build_bundle(opa_binary, POLICIES, signing_key=signing_key)
     assert built.revision == revision_of(POLICIES)
     assert not any("_test" in name or "/work" in name for name in contents(built.data))
 
