@@ -158,7 +158,11 @@ class RetrievalFacts(Facts):
 
 
 class GraphSpawnFacts(Facts):
-    """One spawn node of a graph at compile time. `targets` is absent where the catalog is not at hand."""
+    """One spawn node of a graph at compile time.
+
+    `depth` is that of the children it would make: 1 for those of a root run. `targets` is absent where the catalog is
+    not at hand.
+    """
 
     node_id: str
     scopes: tuple[str, ...]

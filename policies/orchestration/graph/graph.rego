@@ -29,13 +29,16 @@ deny contains reason if some reason in surface.deny
 #   short_name: graph_unknown
 #   message: the spawns of the graph are not known
 deny contains reason if {
-	not _known(input.graph.spawns)
+	not known
 	reason := lib.reason(rego.metadata.rule(), [], {})
 }
 
-_known(spawns) if {
-	is_array(spawns)
-	every spawn in spawns {
+# METADATA
+# title: Known
+# description: Whether every spawn is told with its node, depth and count.
+known if {
+	is_array(input.graph.spawns)
+	every spawn in input.graph.spawns {
 		is_string(spawn.node_id)
 		lib.is_count(spawn.depth)
 		lib.is_count(spawn.count)

@@ -11,7 +11,7 @@ package orchestration.policy
 # scope: document
 default effective := {}
 
-effective := data.orchestration.defaults if not type_name(input.orchestrator_policy)
+effective := data.orchestration.defaults if not given
 
 effective := data.orchestration.defaults if input.orchestrator_policy.is_active == false
 
@@ -27,6 +27,11 @@ effective := object.remove(stored, ["is_active"]) if {
 	is_array(stored.allowed_scope_subset)
 	is_string(stored.parent_close_policy)
 }
+
+# METADATA
+# title: Given
+# description: Whether the question has a policy at all, of whatever type.
+given if type_name(input.orchestrator_policy)
 
 # METADATA
 # title: Limits

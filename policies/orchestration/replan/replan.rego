@@ -26,13 +26,16 @@ deny contains reason if some reason in (subject.deny | caller.deny)
 #   short_name: outcomes_unknown
 #   message: the outcomes of the children are not known
 deny contains reason if {
-	not _counted(input.outcomes)
+	not counted
 	reason := lib.reason(rego.metadata.rule(), [], {})
 }
 
-_counted(outcomes) if {
-	lib.is_count(outcomes.total_children)
-	lib.is_count(outcomes.failed_children)
-	lib.is_count(outcomes.cancelled_children)
-	lib.is_count(outcomes.attempts)
+# METADATA
+# title: Counted
+# description: Whether every number that the verdict rests on is a count.
+counted if {
+	lib.is_count(input.outcomes.total_children)
+	lib.is_count(input.outcomes.failed_children)
+	lib.is_count(input.outcomes.cancelled_children)
+	lib.is_count(input.outcomes.attempts)
 }

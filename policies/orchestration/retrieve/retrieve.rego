@@ -34,10 +34,15 @@ deny contains reason if {
 #   short_name: scope_exceeds_caller
 #   message: the caller does not hold %v
 deny contains reason if {
-	not lib.within(input.request.scopes, input.caller.effective_scopes)
+	not held
 	reason := lib.about_scopes(
 		rego.metadata.rule(),
 		object.get(input, ["request", "scopes"], null),
 		object.get(input, ["caller", "effective_scopes"], null),
 	)
 }
+
+# METADATA
+# title: Held
+# description: Whether the caller holds every scope asked for.
+held if lib.within(input.request.scopes, input.caller.effective_scopes)

@@ -26,9 +26,14 @@ deny contains reason if {
 #   short_name: outside_remit
 #   message: a run token acts at or below its own run, and a root run is below none
 deny contains reason if {
-	not input.principal.kind in {"admin", "tenant"}
+	not for_a_tenant
 	reason := lib.reason(rego.metadata.rule(), [], {})
 }
+
+# METADATA
+# title: For a tenant
+# description: Whether the token is not bound to a run.
+for_a_tenant if input.principal.kind in {"admin", "tenant"}
 
 # METADATA
 # title: Target not published
@@ -48,7 +53,7 @@ deny contains reason if {
 #   short_name: scope_exceeds_caller
 #   message: the token may not delegate %v
 deny contains reason if {
-	not _delegable(input.request.scopes, input.principal.delegable_scopes)
+	not delegable
 	reason := lib.about_scopes(
 		rego.metadata.rule(),
 		object.get(input, ["request", "scopes"], null),
@@ -56,10 +61,14 @@ deny contains reason if {
 	)
 }
 
-_delegable(scopes, grants) if lib.within(scopes, grants)
+# METADATA
+# title: Delegable
+# description: Whether the token may give every scope asked for to a root run; `*` stands for any.
+# scope: document
+delegable if lib.within(input.request.scopes, input.principal.delegable_scopes)
 
-_delegable(scopes, grants) if {
-	lib.within(scopes, scopes)
-	is_array(grants)
-	"*" in grants
+delegable if {
+	lib.within(input.request.scopes, input.request.scopes)
+	is_array(input.principal.delegable_scopes)
+	"*" in input.principal.delegable_scopes
 }

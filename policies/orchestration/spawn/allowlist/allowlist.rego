@@ -31,9 +31,9 @@ some_entry if {
 #   short_name: target_not_allowlisted
 #   message: agent %v is not on the orchestrator's allowlist
 deny contains reason if {
+	some_entry
 	some target in input.targets
 	not _listed(target, input.allowlist)
-	some_entry
 	reason := lib.about_target(rego.metadata.rule(), target)
 }
 
