@@ -36,6 +36,9 @@ DB_POOL_IN_USE = Gauge("remit_db_pool_in_use", "Database connections in use.")
 RECONCILER_LAST_RUN_SECONDS = Gauge(
     "remit_reconciler_last_run_seconds", "Unix time of a loop's last success.", ["loop"]
 )
+RECONCILER_ROWS_SET_ASIDE = Gauge(
+    "remit_reconciler_rows_set_aside", "Rows that a loop leaves alone for now because it failed on them.", ["loop"]
+)
 
 _tenant_labels: set[str] = set()
 

@@ -103,6 +103,7 @@ NodeId = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 Scope = Annotated[str, StringConstraints(pattern=SCOPE_PATTERN)]
 Scopes = Annotated[tuple[Scope, ...], Field(max_length=256), AfterValidator(normalise)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_storable)]
+JsonAny = Annotated[Any, AfterValidator(_storable)]
 # Half the range of `integer`, so that no sum of a limit and a counter can overflow.
 Limit = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]

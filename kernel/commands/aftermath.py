@@ -17,6 +17,7 @@ class Aftermath:
         joins: groups by `(tenant slug, mode, outcome)`.
         fences: fences by `(tenant slug, reason)`.
         cancelled: runs cancelled under a fence, by tenant slug.
+        expired: leases that ran out, by tenant slug.
         groups: groups whose tally or decision changed, as `(tenant_id, group_id)`.
         queued: the agents with work that came back to the queue, as `(tenant_id, agent_id)`.
     """
@@ -25,6 +26,7 @@ class Aftermath:
     joins: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     fences: Counter[tuple[str, str]] = field(default_factory=Counter)
     cancelled: Counter[str] = field(default_factory=Counter)
+    expired: Counter[str] = field(default_factory=Counter)
     groups: set[tuple[UUID, UUID]] = field(default_factory=set)
     queued: Counter[tuple[UUID, UUID]] = field(default_factory=Counter)
 
@@ -34,6 +36,7 @@ class Aftermath:
         self.joins.update(other.joins)
         self.fences.update(other.fences)
         self.cancelled.update(other.cancelled)
+        self.expired.update(other.expired)
         self.groups |= other.groups
         self.queued.update(other.queued)
 
@@ -47,6 +50,8 @@ class Aftermath:
             metrics.CANCELLATIONS.labels(metrics.tenant_label(slug), reason).inc(count)
         for slug, count in self.cancelled.items():
             metrics.CANCELLED_RUNS.labels(metrics.tenant_label(slug)).inc(count)
+        for slug, count in self.expired.items():
+            metrics.LEASES_EXPIRED.labels(metrics.tenant_label(slug)).inc(count)
         if wakeups is None:
             return
         for tenant_id, group_id in self.groups:

@@ -91,7 +91,7 @@ class JoinCommand:
         if not evaluated.decision.allow:
             raise await asking.refuse(self._database, asked, evaluated)
         if closed or (wanted, timeout_s) == (group.parameters, group.timeout_s):
-            await asking.record_allowed(self._database, asked, evaluated)
+            await self._record(asked, evaluated)
         else:
             await self._reparameterise(principal, request, group, asked, evaluated)
         with self._wakeups.awaiting_group(principal.tenant, request.group_id) as waiter:
@@ -101,6 +101,12 @@ class JoinCommand:
                 left = patience - asyncio.get_running_loop().time()
                 if joined.complete or left <= 0 or not await waiter.wait(left):
                     return joined
+
+    async def _record(self, asked: DecisionInput, evaluated: Evaluated) -> None:
+        record = records.record(asked, evaluated)
+        async with self._database.write() as session:
+            await decisions.append(session, record)
+        count_decisions([record])
 
     async def _reparameterise(
         self, principal: Principal, request: JoinGroup, group: Group, asked: DecisionInput, evaluated: Evaluated

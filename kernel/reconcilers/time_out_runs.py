@@ -1,0 +1,52 @@
+"""Fails runs that have not ended by their deadline."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import orjson
+
+from kernel.commands.acknowledging import cancel_covered
+from kernel.commands.aftermath import Aftermath
+from kernel.commands.ending import Ending, end_runs
+from kernel.domain.run import RunStatus
+from kernel.reconcilers.sweep import Sweep
+from kernel.store import fences, runs
+from kernel.store.engine import Database, ReadSession, WriteSession
+from kernel.store.trees import LockedTree, TreeKey
+from kernel.wakeups import Wakeups
+
+TIMED_OUT = orjson.dumps({"code": "timed_out", "message": "the run had not ended by its deadline"}).decode()
+
+
+class OverdueRuns:
+    """A run past its deadline has failed; what is below it goes on, unless its agent's policy closes it.
+
+    Under a fence it is cancelled all the same, whatever grace its worker had.
+    """
+
+    name = "time_out_runs"
+
+    async def find(
+        self, session: ReadSession, *, limit: int, passing_over: Sequence[UUID]
+    ) -> list[tuple[TreeKey, UUID]]:
+        return await runs.due(session, limit=limit, passing_over=passing_over)
+
+    async def settle(self, session: WriteSession, tree: LockedTree, row_ids: Sequence[UUID]) -> tuple[int, Aftermath]:
+        due = await runs.still_due(session, tree.tenant_id, row_ids)
+        known = await runs.load(session, tree.tenant_id, due)
+        live = [run_id for run_id in row_ids if run_id in known and known[run_id].active]
+        aftermath = Aftermath()
+        covered = {}
+        if tree.open_fences:
+            hit = await fences.covered(session, [(tree.tenant_id, tree.root_run_id, run_id) for run_id in live])
+            covered = {run_id: fence for (_, run_id), fence in hit.items()}
+        if covered:
+            aftermath.add((await cancel_covered(session, tree, covered, known)).aftermath)
+        endings = [Ending(run_id, RunStatus.FAILED, error=TIMED_OUT) for run_id in live if run_id not in covered]
+        aftermath.add((await end_runs(session, tree, endings, known=known)).aftermath)
+        return len(live), aftermath
+
+
+def time_out_runs(database: Database, wakeups: Wakeups | None = None) -> Sweep:
+    """The pass that fails overdue runs."""
+    return Sweep(database, OverdueRuns(), wakeups)
