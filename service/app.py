@@ -11,9 +11,12 @@ from service.routers import (
     agents,
     bundles,
     health,
+    join,
     runs,
     spawning,
+    status,
     tenants,
+    work,
 )
 from service.runtime import PolicyDelivery
 from service.telemetry import Telemetry
@@ -31,7 +34,7 @@ def make_app(services: Services, delivery: PolicyDelivery) -> FastAPI:
     app.state.delivery = delivery
     errors.install(app)
     openapi.install(app)
-    for resource in (health, tenants, agents, runs, spawning):
+    for resource in (health, tenants, agents, runs, spawning, join, work, status):
         app.include_router(resource.router)
     app.include_router(
         bundles.make_router(
