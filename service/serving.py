@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from kernel.store import migrate
 from service import runtime
@@ -93,18 +94,7 @@ async def serve(
         services = await stack.enter_async_context(runtime.services_of(settings, database_url, engine, stopping))
         if reconcile:
             await stack.enter_async_context(_running(services))
-        server = _Server(
-            uvicorn.Config(
-                wrap(make_app(services, delivery), services),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                loop="none",
-                timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
-                timeout_keep_alive=75,
-                server_header=False,
-            )
-        )
+        server = Server(make_app(services, delivery), services)
         ending.serving = True
         async with asyncio.TaskGroup() as group:
             announcing = group.create_task(_announce(services, url_of(listener), on_ready))
@@ -114,11 +104,26 @@ async def serve(
             announcing.cancel()
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """A server that leaves the signals to us: it would raise them again at its end, before the children are stopped."""
+
+    def __init__(self, app: FastAPI, services: Services) -> None:
+        super().__init__(
+            uvicorn.Config(
+                wrap(app, services),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                loop="none",
+                timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+                timeout_keep_alive=75,
+                server_header=False,
+            )
+        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
         yield
 
 

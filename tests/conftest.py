@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from pathlib import Path
 import asyncpg
 import httpx2
 import pytest
-import uvicorn
 from sqlalchemy import make_url
 
+import policies
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.policy.bundle import SigningKey
@@ -24,11 +24,11 @@ from kernel.policy.opa import OpaEngine, from_url
 from kernel.store import migrate
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
-from service.app import make_app, wrap
+from service.app import make_app
 from service.dependencies import Services
 from service.policy_delivery import BundlePublisher, OpaStatuses
 from service.runtime import PolicyDelivery
-from service.serving import listen, url_of
+from service.serving import Server, listen, url_of
 from service.settings import Settings
 from service.tokens import KeyRing, Tokens
 from tests.kit import ADMIN_TOKEN, Api, Kit
@@ -166,27 +166,14 @@ async def services(
 
 
 @pytest.fixture(scope="session")
-async def api_url(
-    services: Services, opa_binary: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[str]:
+async def api_url(services: Services, opa_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """The URL of the application on a socket of loopback."""
-    import policies
-
     key = SigningKey.load_or_create(tmp_path_factory.mktemp("bundle") / "key.pem")
     publisher = BundlePublisher(opa_binary, Path(policies.__file__).parent, key)
     await publisher.start()
     delivery = PolicyDelivery(publisher, OpaStatuses(), "bundle-token")
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            wrap(make_app(services, delivery), services),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
-    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    server = Server(make_app(services, delivery), services)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     yield url_of(listener)
     services.stopping.set()
@@ -207,7 +194,3 @@ async def api(api_url: str) -> AsyncIterator[Api]:
 async def kit(api: Api) -> Kit:
     """A tenant of this test's own, with the means to fill it."""
     return await Kit.make(api)
-
-
-def _no_signals() -> "Iterator[None]":
-    return ExitStack()  # type: ignore[return-value]

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import httpx2
 
-ADMIN_TOKEN = "test-admin-token"  # noqa: S105 - of the tests' own service
+ADMIN_TOKEN = "test-admin-token"
 ALL_SCOPES = ["agents.execute", "catalog.write", "policy.read", "policy.write", "runs.read"]
 # What the root runs of tests hold, so that they can act and hand something down.
 ROOT_SCOPES = ["agents.execute", "read", "runs.read", "write"]
@@ -72,7 +72,7 @@ class Kit:
             done(await self.api.post(f"/agents/{agent_id}/publish"))
         return agent_id
 
-    async def orchestrator(self, slug: str = "orchestrator", *, may_spawn: Sequence[str] = (), **policy: object) -> str:
+    async def orchestrator(self, slug: str = "orchestrator", *, may_spawn: Sequence[str] = (), **policy: Any) -> str:
         """A published agent with a policy, whose allowlist names slugs."""
         agent_id = await self.agent(slug)
         done(await self.api.put(f"/agents/{agent_id}/orchestrator-policy", policy))
@@ -84,7 +84,7 @@ class Kit:
         answer = done(await self.api.post(f"/agents/{agent_id}/runs", {"requested_scopes": list(scopes), **more}))
         return Run(answer["run_id"], answer["run_token"], agent_id)
 
-    async def team(self, **policy: object) -> tuple[Run, str]:
+    async def team(self, **policy: Any) -> tuple[Run, str]:
         """The usual beginning: a root run whose agent may spawn `worker` and itself."""
         worker = await self.agent("worker")
         orchestrator = await self.orchestrator(may_spawn=["worker", "orchestrator"], **policy)

@@ -1,7 +1,7 @@
 """The OpenAPI document as it is committed, and whether it is current.
 
-    python -m tests.openapi_document            # exit 1, with the difference, when it is not
-    python -m tests.openapi_document --write    # write it anew
+python -m tests.openapi_document            # exit 1, with the difference, when it is not
+python -m tests.openapi_document --write    # write it anew
 """
 
 import asyncio
@@ -57,8 +57,9 @@ def main() -> int:
         COMMITTED.write_text(current, encoding="utf-8")
         return 0
     committed = COMMITTED.read_text(encoding="utf-8") if COMMITTED.exists() else ""
-    difference = difflib.unified_diff(committed.splitlines(), current.splitlines(), "committed", "this code", lineterm="")
-    lines = list(difference)
+    lines = list(
+        difflib.unified_diff(committed.splitlines(), current.splitlines(), "committed", "this code", lineterm="")
+    )
     sys.stdout.write("\n".join(lines[:200]) + "\n" if lines else "deploy/openapi.json is current\n")
     return 1 if lines else 0
 

@@ -6,7 +6,6 @@ input is closed.
 
 import asyncio
 import json
-import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,8 +32,9 @@ async def main(directory: Path) -> None:
         revision = revision_of(source)
         archive = directory / "bundle.tar.gz"
         # Unsigned: this OPA reads it from disk. The signed way from the service is what `remit up` is tested for.
-        command = [binary, "build", "--bundle", ".", "--revision", revision, "--output", archive]
-        subprocess.run(command, cwd=source, check=True)
+        arguments = ["build", "--bundle", ".", "--revision", revision, "--output", str(archive)]
+        building = await asyncio.create_subprocess_exec(binary, *arguments, cwd=source)
+        assert await building.wait() == 0
         opa = EmbeddedOpa(binary, directory / "opa", bundle_path=archive, progress=say)
         await opa.start()
         stack.push_async_callback(opa.stop)

@@ -41,9 +41,7 @@ async def test_a_repeat_answers_with_the_first_run_also_when_the_limit_is_used_u
 async def test_a_repeat_with_another_payload_names_what_differs(kit: Kit) -> None:
     root, _ = await kit.team()
     done(await kit.spawn(root, "a"))
-    problem = refused(
-        await kit.spawn(root, "a", mapped_input_payload={"x": 1}, timeout_s=5), 409, "spawn_key_conflict"
-    )
+    problem = refused(await kit.spawn(root, "a", mapped_input_payload={"x": 1}, timeout_s=5), 409, "spawn_key_conflict")
     assert problem["fields"] == ["mapped_input_payload", "timeout_s"]
 
 
