@@ -1,10 +1,12 @@
 """Where a run stands in its tree: facts about it, the way up, and what is below."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from kernel.store.engine import ReadSession
+from kernel.domain.lineage import GroupNode, Node, Position, Rollup
+from kernel.store.engine import ReadSession, WriteSession
 
 Row = Mapping[str, Any]
 
@@ -55,3 +57,234 @@ async def standing(
     """
     row: Row | None = await session.driver.fetchrow(STANDING, tenant_id, run_id, caller_run_id, principal_run_id)
     return row
+
+
+_NODE = """
+r.run_id, r.parent_run_id, r.parent_node_id, r.depth, r.spawn_key, r.orchestration_group_id, r.ordinal, r.agent_id,
+a.slug AS agent_slug, a.name AS agent_name, r.status, r.spawned_seq, r.started_seq, r.finalized_seq, r.created_at,
+r.started_at, r.finalized_at
+"""
+
+# Straight down the index in tree order; the agents are joined to the page only.
+TREE_PAGE = f"""
+SELECT {_NODE}
+FROM (
+  SELECT * FROM agent_runs
+  WHERE tenant_id = $1 AND root_run_id = $2 AND (spawned_seq, ordinal) > ($3, $4) AND depth <= $5
+    AND ($6::text[] IS NULL OR status = ANY ($6))
+  ORDER BY spawned_seq, ordinal LIMIT $7
+) r
+JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
+ORDER BY r.spawned_seq, r.ordinal
+"""
+
+# A run and what is below it, down to a depth. It ends with the first level past the limit of what is looked at.
+_BELOW = """
+WITH RECURSIVE below AS (
+  SELECT r.run_id, r.status, r.depth, r.agent_id, r.spawned_seq, r.ordinal
+  FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = $2
+  UNION ALL
+  SELECT c.run_id, c.status, c.depth, c.agent_id, c.spawned_seq, c.ordinal
+  FROM below b
+  CROSS JOIN LATERAL (
+    SELECT r.run_id, r.status, r.depth, r.agent_id, r.spawned_seq, r.ordinal
+    FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = b.run_id OFFSET 0
+  ) c
+  WHERE b.depth < $3
+)
+"""
+
+SUBTREE_PAGE = f"""
+{_BELOW}
+, visited AS MATERIALIZED (SELECT * FROM below LIMIT $8 + 1)
+, page AS (
+  SELECT run_id FROM visited
+  WHERE (spawned_seq, ordinal) > ($4, $5) AND ($6::text[] IS NULL OR status = ANY ($6))
+  ORDER BY spawned_seq, ordinal LIMIT $7
+)
+SELECT (SELECT count(*) FROM visited) AS seen, {_NODE}
+FROM (SELECT 1) one
+LEFT JOIN (
+  page JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = page.run_id
+  JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
+) ON true
+ORDER BY r.spawned_seq, r.ordinal
+"""
+
+GROUPS = """
+SELECT g.group_id, g.orchestrator_run_id, g.status, g.failure_policy, g.join_mode, g.quorum_threshold, g.timeout_s,
+  g.parent_node_id
+FROM orchestration_groups g WHERE g.tenant_id = $1 AND g.orchestrator_run_id = ANY ($2::uuid[])
+ORDER BY g.spawned_seq, g.group_id
+"""
+
+# What the open fences of a tree cover: from where they stand, down.
+_COVERED = """
+covered AS (
+  (
+    SELECT c.run_id FROM cancellations c
+    WHERE c.tenant_id = $1 AND c.root_run_id = $2 AND c.drained_at IS NULL AND c.scope = 'run'
+    UNION ALL
+    SELECT r.run_id FROM cancellations c
+    JOIN agent_runs r ON r.tenant_id = c.tenant_id AND r.parent_run_id = c.run_id AND r.spawned_seq < c.fence_seq
+    WHERE c.tenant_id = $1 AND c.root_run_id = $2 AND c.drained_at IS NULL AND c.scope = 'children'
+    UNION ALL
+    SELECT r.run_id FROM cancellations c
+    JOIN agent_runs r ON r.tenant_id = c.tenant_id AND r.orchestration_group_id = c.group_id
+      AND (r.finalized_seq IS NULL OR r.finalized_seq >= c.fence_seq)
+    WHERE c.tenant_id = $1 AND c.root_run_id = $2 AND c.drained_at IS NULL AND c.scope = 'group'
+  )
+  UNION
+  SELECT d.run_id
+  FROM covered b
+  CROSS JOIN LATERAL (
+    SELECT r.run_id FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = b.run_id OFFSET 0
+  ) d
+)
+"""
+
+_COUNT = """
+SELECT CASE WHEN c.run_id IS NOT NULL AND n.status IN ('queued', 'running', 'paused') THEN 'cancelled'
+    ELSE n.status END AS status, n.depth, n.agent_id, count(*) AS runs
+"""
+
+COUNT_TREE = f"""
+WITH RECURSIVE {_COVERED}
+{_COUNT}
+FROM agent_runs n LEFT JOIN covered c ON c.run_id = n.run_id
+WHERE n.tenant_id = $1 AND n.root_run_id = $2 AND n.depth <= $3
+GROUP BY 1, 2, 3
+"""
+
+COUNT_SUBTREE = f"""
+{_BELOW.replace("$2", "$4")}, {_COVERED}
+{_COUNT}
+FROM below n LEFT JOIN covered c ON c.run_id = n.run_id
+GROUP BY 1, 2, 3
+"""
+
+# Without open fences there is nothing to hold the runs against.
+COUNT_PLAIN_TREE = """
+SELECT status, depth, agent_id, count(*) AS runs FROM agent_runs
+WHERE tenant_id = $1 AND root_run_id = $2 AND depth <= $3
+GROUP BY 1, 2, 3
+"""
+
+
+async def tree_page(
+    session: ReadSession,
+    tenant_id: UUID,
+    root_run_id: UUID,
+    after: Position,
+    *,
+    limit: int,
+    max_depth: int,
+    statuses: Sequence[str] | None,
+) -> list[Node]:
+    """The next runs of a tree in tree order, with their stored statuses."""
+    rows = await session.driver.fetch(
+        TREE_PAGE, tenant_id, root_run_id, after.spawned_seq, after.ordinal, max_depth, statuses, limit
+    )
+    return [Node(**row) for row in rows]
+
+
+async def subtree_page(
+    session: ReadSession,
+    tenant_id: UUID,
+    run_id: UUID,
+    after: Position,
+    *,
+    limit: int,
+    max_depth: int,
+    statuses: Sequence[str] | None,
+    most_runs: int,
+) -> list[Node] | None:
+    """The next of a run and those below it, in tree order; None where there are more than `most_runs` in all."""
+    rows = await session.driver.fetch(
+        SUBTREE_PAGE,
+        tenant_id,
+        run_id,
+        max_depth,
+        after.spawned_seq,
+        after.ordinal,
+        statuses,
+        limit,
+        most_runs,
+    )
+    if rows[0]["seen"] > most_runs:
+        return None
+    return [
+        Node(**{name: value for name, value in row.items() if name != "seen"})
+        for row in rows
+        if row["run_id"] is not None
+    ]
+
+
+async def groups_of(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> list[GroupNode]:
+    """The groups that some runs have spawned, with their stored statuses."""
+    return [GroupNode(**row) for row in await session.driver.fetch(GROUPS, tenant_id, run_ids)]
+
+
+async def count(
+    session: ReadSession, tenant_id: UUID, root_run_id: UUID, run_id: UUID, *, max_depth: int, fenced: bool
+) -> Rollup:
+    """Count a run and those below it down to a depth, by their effective statuses.
+
+    Args:
+        fenced: whether the tree has open fences.
+    """
+    if run_id != root_run_id:
+        rows = await session.driver.fetch(COUNT_SUBTREE, tenant_id, root_run_id, max_depth, run_id)
+    else:
+        rows = await session.driver.fetch(COUNT_TREE if fenced else COUNT_PLAIN_TREE, tenant_id, root_run_id, max_depth)
+    by_status: Counter[str] = Counter()
+    by_depth: Counter[int] = Counter()
+    by_agent: Counter[UUID] = Counter()
+    for row in rows:
+        by_status[row["status"]] += row["runs"]
+        by_depth[row["depth"]] += row["runs"]
+        by_agent[row["agent_id"]] += row["runs"]
+    return Rollup(by_status.total(), by_status, by_depth, by_agent)
+
+
+RUN = """
+SELECT r.run_id, r.root_run_id, r.parent_run_id, r.parent_node_id, r.depth, r.spawn_key, r.orchestration_group_id,
+  r.ordinal, r.agent_id, a.slug AS agent_slug, a.name AS agent_name, r.surface, r.status, r.background,
+  r.effective_scopes, r.failure_policy, r.children_count, r.timeout_s, r.spawned_seq, r.started_seq, r.finalized_seq,
+  r.created_at, r.started_at, r.finalized_at, l.attempt, p.input, p.output, p.error, p.decision_id
+FROM agent_runs r
+JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
+JOIN run_payloads p ON p.tenant_id = r.tenant_id AND p.run_id = r.run_id
+LEFT JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
+WHERE r.tenant_id = $1 AND r.run_id = $2
+"""
+
+# In one statement, so that every child is counted once.
+CHILDREN = """
+SELECT r.status, count(*) AS runs,
+  array_agg(r.run_id ORDER BY r.spawned_seq, r.ordinal) FILTER (WHERE r.status = ANY ($3::text[])) AS run_ids
+FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = $2 GROUP BY 1
+"""
+
+ADD_ATTEMPT = """
+UPDATE agent_runs SET replan_attempts = replan_attempts + 1 WHERE tenant_id = $1 AND run_id = $2
+"""
+
+
+async def run(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Row:
+    """A run that exists, with its agent, its payload and the number of its last lease."""
+    row: Row = await session.driver.fetchrow(RUN, tenant_id, run_id)
+    return row
+
+
+async def children(
+    session: ReadSession, tenant_id: UUID, run_id: UUID, listed: Sequence[str]
+) -> dict[str, tuple[int, list[UUID]]]:
+    """The children of a run by stored status: how many, and for the statuses in `listed` which, in order."""
+    rows = await session.driver.fetch(CHILDREN, tenant_id, run_id, list(listed))
+    return {row["status"]: (row["runs"], row["run_ids"] or []) for row in rows}
+
+
+async def add_attempt(session: WriteSession, tenant_id: UUID, run_id: UUID) -> None:
+    """Count one more replan of a run in a locked tree."""
+    await session.driver.execute(ADD_ATTEMPT, tenant_id, run_id)
