@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Request
 
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.domain.errors import InvalidRequestError, UnauthenticatedError
 from kernel.domain.principal import Principal
 from kernel.policy.opa import OpaEngine
@@ -29,6 +30,7 @@ class Services:
     pipeline: SpawnPipeline
     combiner: SpawnCombiner
     wakeups: Wakeups
+    active_runs: ActiveRuns
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

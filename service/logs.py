@@ -23,8 +23,9 @@ def configure(settings: Settings) -> None:
             structlog.processors.JSONRenderer(),
         ]
         if settings.log_format == "json"
-        else [structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*shared, *renderer],

@@ -16,7 +16,7 @@ EVERYWHERE = {
 }
 AUTHENTICATED = {
     "401": "No valid token.",
-    "403": "The token's authority does not reach this far, or policy refused: then `reasons` and `decision_id` say why.",
+    "403": "The token's authority does not reach this far, or policy refused (`reasons`, `decision_id`).",
     "404": "There is no such thing in this tenant.",
     "429": "The tenant is saturated; `Retry-After` says when to try again.",
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 from kernel import metrics
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.commands.spawning.saturation import ActiveRuns
+from kernel.domain.errors import DatabaseUnavailableError
 from kernel.policy.bundle import SCOPE, SigningKey
 from kernel.policy.opa import OpaEngine, from_url
 from kernel.store import migrate
@@ -22,7 +24,7 @@ from service.policy_delivery import BundlePublisher, OpaStatuses
 from service.settings import Settings
 from service.tokens import KeyRing, Tokens, read_or_make_secret
 
-HEALTH_INTERVAL_S = 1.0
+WATCH_INTERVAL_S = 1.0
 # What PostgreSQL accepts in all: this process's pool, and room for psql, audits and a second process.
 SPARE_CONNECTIONS = 40
 
@@ -139,9 +141,15 @@ async def services_of(
     """The parts that handlers use; at the end, what was taken is finished."""
     database = Database(database_url, pool_size=settings.database_pool_size)
     pipeline = SpawnPipeline(database, engine)
-    combiner = SpawnCombiner(pipeline, lanes=settings.spawn_lanes)
+    active_runs = ActiveRuns(database, default_bound=settings.tenant_max_active_runs)
+    combiner = SpawnCombiner(
+        pipeline,
+        lanes=settings.spawn_lanes,
+        max_waiting_per_tenant=settings.tenant_max_in_flight,
+        active_runs=active_runs,
+    )
     wakeups = Wakeups(database, stopping)
-    watching = asyncio.create_task(_watch_health(database, engine))
+    watching = asyncio.create_task(_keep_watch(database, engine, active_runs))
     try:
         yield Services(
             settings=settings,
@@ -151,6 +159,7 @@ async def services_of(
             pipeline=pipeline,
             combiner=combiner,
             wakeups=wakeups,
+            active_runs=active_runs,
             stopping=stopping,
         )
     finally:
@@ -162,11 +171,15 @@ async def services_of(
         await database.close()
 
 
-async def _watch_health(database: Database, engine: OpaEngine) -> None:
+async def _keep_watch(database: Database, engine: OpaEngine, active_runs: ActiveRuns) -> None:
+    """Refresh what is shown and bounded by the second."""
     while True:
         metrics.POLICY_ENGINE_UP.set(1 if await engine.is_ready() else 0)
         metrics.DB_POOL_IN_USE.set(database.in_use())
-        await asyncio.sleep(HEALTH_INTERVAL_S)
+        # An outage is told by readiness and by every request; the totals wait for its end.
+        with suppress(DatabaseUnavailableError):
+            await active_runs.refresh()
+        await asyncio.sleep(WATCH_INTERVAL_S)
 
 
 async def problems(services: Services) -> dict[str, str]:

@@ -170,7 +170,7 @@ async def _end_server(server: uvicorn.Server, stopping: asyncio.Event) -> None:
 
 
 async def _announce(services: Services, url: str, on_ready: Callable[[str, Services], None]) -> None:
-    while await runtime.problems(services):
+    while await runtime.problems(services):  # noqa: ASYNC110 - other processes have no event to wait for
         await asyncio.sleep(READY_POLL_S)
     on_ready(url, services)
 

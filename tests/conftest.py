@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 import policies
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.policy.bundle import SigningKey
 from kernel.policy.opa import OpaEngine, from_url
 from kernel.store import migrate
@@ -158,6 +159,7 @@ async def services(
         pipeline=pipeline,
         combiner=SpawnCombiner(pipeline),
         wakeups=Wakeups(database, stopping),
+        active_runs=ActiveRuns(database, default_bound=1_000_000),
         stopping=stopping,
     )
     yield services

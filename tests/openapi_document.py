@@ -14,6 +14,7 @@ import orjson
 
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.policy.bundle import SigningKey
 from kernel.policy.opa import OpaEngine, from_url
 from kernel.store.engine import Database
@@ -44,6 +45,7 @@ def document() -> str:
             pipeline=pipeline,
             combiner=SpawnCombiner(pipeline),
             wakeups=Wakeups(database, stopping),
+            active_runs=ActiveRuns(database, default_bound=1_000_000),
             stopping=stopping,
         )
         publisher = BundlePublisher(path / "opa", path, SigningKey.load_or_create(path / "key.pem"))

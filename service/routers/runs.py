@@ -48,6 +48,7 @@ async def start_run(
     """Start a root run of an agent. With an `idempotency_key`, a repeat answers with the first run."""
     if principal.kind == "run":
         raise ForbiddenError("a run's token spawns children; a root run is started with a tenant's token")
+    services.active_runs.check(principal.tenant)
     started = await StartRunCommand(services.database, services.engine).execute(
         principal,
         StartRun(

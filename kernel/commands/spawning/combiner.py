@@ -5,13 +5,14 @@ that arrive while the lanes are busy leave together with the next free one.
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from uuid import UUID
 
 from kernel.commands.spawning.order import Spawned, SpawnOrder
 from kernel.commands.spawning.pipeline import Outcome, SpawnPipeline
-from kernel.domain.errors import DatabaseUnavailableError, RemitError
+from kernel.commands.spawning.saturation import ActiveRuns
+from kernel.domain.errors import DatabaseUnavailableError, RemitError, TenantSaturatedError
 
 # What one batch may hold: as many orders as one question to policy, and so many children that its locks stay short.
 MAX_ORDERS = 64
@@ -33,11 +34,23 @@ class SpawnCombiner:
 
     Args:
         lanes: how many batches may be in flight; each holds one database connection.
+        max_waiting_per_tenant: how many orders of one tenant may wait or be under way; one more is refused at once.
+        active_runs: the soft bound on what a tenant has active; without it there is none.
     """
 
-    def __init__(self, pipeline: SpawnPipeline, *, lanes: int = 3) -> None:
+    def __init__(
+        self,
+        pipeline: SpawnPipeline,
+        *,
+        lanes: int = 3,
+        max_waiting_per_tenant: int = 256,
+        active_runs: ActiveRuns | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._lanes = lanes
+        self._max_waiting = max_waiting_per_tenant
+        self._active_runs = active_runs
+        self._waiting: Counter[UUID] = Counter()
         self._queues: OrderedDict[UUID, deque[_Waiting]] = OrderedDict()
         self._busy: set[tuple[UUID, UUID]] = set()
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -51,8 +64,20 @@ class SpawnCombiner:
         A caller that goes away does not take its order with it: the batch runs to its end on its own.
 
         Raises:
+            TenantSaturatedError: when the tenant has too much in flight, or active.
             RemitError: what the order was refused with.
         """
+        tenant_id = order.tenant_id
+        if self._waiting[tenant_id] >= self._max_waiting:
+            raise TenantSaturatedError(
+                f"the tenant has {self._waiting[tenant_id]} spawns in flight here, and may have {self._max_waiting}",
+                retry_after_s=1,
+                limit=self._max_waiting,
+                observed=self._waiting[tenant_id],
+            )
+        if self._active_runs is not None:
+            self._active_runs.check(tenant_id)
+        self._waiting[tenant_id] += 1
         waiting = _Waiting(order, asyncio.get_running_loop().create_future())
         self._queues.setdefault(order.tenant_id, deque()).append(waiting)
         self._dispatch()
@@ -114,7 +139,9 @@ class SpawnCombiner:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Spawned):
                     self._remember(waiting.order.caller_run_id, outcome.root_run_id)
+                self._waiting[waiting.order.tenant_id] -= 1
                 _answer(waiting.answer, outcome)
+            self._waiting = +self._waiting  # tenants with nothing left are dropped
             self._busy -= keys
             task = asyncio.current_task()
             if task is not None:
