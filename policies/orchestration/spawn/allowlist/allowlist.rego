@@ -32,8 +32,9 @@ some_entry if {
 #   message: agent %v is not on the orchestrator's allowlist
 deny contains reason if {
 	some_entry
+	allowlist := input.allowlist
 	some target in input.targets
-	not _listed(target, input.allowlist)
+	not _listed(target, allowlist)
 	reason := lib.about_target(rego.metadata.rule(), target)
 }
 
