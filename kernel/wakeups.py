@@ -122,6 +122,11 @@ class Wakeups:
         self._poller: asyncio.Task[None] | None = None
         self.fences = asyncio.Event()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the service is shutting down: whatever takes long is left to others."""
+        return self._stopping.is_set()
+
     def work_arrived(self, tenant_id: UUID, agent_ids: Iterable[UUID] | None = None) -> None:
         """Runs were queued.
 

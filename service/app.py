@@ -10,12 +10,17 @@ from service.dependencies import Services
 from service.routers import (
     agents,
     bundles,
+    cancellations,
+    decisions,
+    events,
     health,
     join,
+    replan,
     runs,
     spawning,
     status,
     tenants,
+    trees,
     work,
 )
 from service.runtime import PolicyDelivery
@@ -34,6 +39,7 @@ def make_app(services: Services, delivery: PolicyDelivery) -> FastAPI:
     app.state.delivery = delivery
     errors.install(app)
     openapi.install(app)
+    # Routes are tried in turn: the busiest come first.
     for resource in (health, tenants, agents, runs, spawning, join, work, status):
         app.include_router(resource.router)
     app.include_router(

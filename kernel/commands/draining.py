@@ -89,6 +89,10 @@ class Drain:
                 await _leave(session, target)
         return progress
 
+    @property
+    def _stopping(self) -> bool:
+        return self._wakeups is not None and self._wakeups.stopping
+
     async def _drain(
         self,
         session: ReadSession,
@@ -119,7 +123,7 @@ class Drain:
             progress.cancelled += len(changed)
             progress.remaining = listed.active - after
             progress.first_ids.extend(run.run_id for run in changed[: keep_ids - len(progress.first_ids)])
-            if is_last or (until is not None and monotonic() >= until):
+            if is_last or self._stopping or (until is not None and monotonic() >= until):
                 return
 
     async def _cancel(
@@ -155,7 +159,6 @@ class Drain:
         progress.drained = is_last and not progress.waiting
         if seconds is not None:
             metrics.CANCEL_DRAIN_SECONDS.observe(seconds)
-        metrics.CANCELLED_RUNS.labels(metrics.tenant_label(target.tenant_slug)).inc(len(changed))
         aftermath.tell(self._wakeups)
         return changed
 
@@ -188,6 +191,7 @@ async def _write_down(session: WriteSession, tree: LockedTree, target: OpenFence
     )
     aftermath = Aftermath()
     aftermath.transitions[target.tenant_slug, RunStatus.CANCELLED.value] += len(changed)
+    aftermath.cancelled[target.tenant_slug] += len(changed)
     failures = Counter(run.group_id for run in changed if run.group_id is not None)
     if failures:
         closed = await drains.close_covered(session, target, failures)

@@ -1,19 +1,28 @@
 """Drains the fences that are open, whoever set them; several processes may do so at once."""
 
 import asyncio
+import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from kernel import metrics
-from kernel.commands.draining import MAX_WATCHED, Drain, Progress
+from kernel.commands.draining import MAX_WATCHED, SMALL, Drain, Progress
+from kernel.domain.errors import DatabaseUnavailableError
+from kernel.reconcilers.setting_aside import SetAside
 from kernel.store import drains
 from kernel.store.drains import OpenFence
 from kernel.store.engine import Database, ReadSession
+from kernel.store.trees import TreeKey
 from kernel.wakeups import Wakeups
 
+NAME = "drain_cancellations"
 MAX_FENCES = 64
 PARALLEL_DRAINS = 3
+PARALLEL_LARGE_DRAINS = 2
+# How soon fences that are set during a long drain are taken up beside it.
+LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,21 @@ class DrainCounts:
 
     @property
     def total(self) -> int:
-        """Whether there was anything to do, as a number."""
+        """How much there was to do."""
         return self.fences + self.runs
+
+
+@dataclass(slots=True)
+class _Work:
+    """A fence that is being drained."""
+
+    target: OpenFence
+    progress: Progress = field(default_factory=Progress)
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        # Until it has been looked at, it may be as many as the whole tree has.
+        self.progress.remaining = self.target.active_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +63,76 @@ class DrainCancellations:
     """A control loop's body: drains what is open, and returns.
 
     Args:
-        database: the pool; a drain holds one connection.
-        wakeups: woken for the groups that close.
-        parallel: how many fences are drained at once, so that a small one does not wait for a large one.
+        database: the pool; each drain holds one connection.
+        wakeups: woken for the groups that close; when it stops, drains end with their chunk.
     """
 
-    def __init__(self, database: Database, wakeups: Wakeups | None = None, *, parallel: int = PARALLEL_DRAINS) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups | None = None) -> None:
         self._database = database
+        self._wakeups = wakeups
         self._drain = Drain(database, wakeups)
-        self._turns = asyncio.Semaphore(parallel)
+        self._turns = asyncio.Semaphore(PARALLEL_DRAINS)
+        self._large_turns = asyncio.Semaphore(PARALLEL_LARGE_DRAINS)
         self._waiting: dict[UUID, _Waiting] = {}
+        self._aside = SetAside(NAME)
 
     async def run_once(self) -> DrainCounts:
-        """Drain the fences that are open now."""
+        """Drain the fences that are open, and those that are set meanwhile."""
+        works: dict[UUID, _Work] = {}
+        # What could not be finished now, such as a fence that another process drains, is left to another pass.
+        left: set[UUID] = set()
+        running: set[asyncio.Task[None]] = set()
+        fences = runs = 0
+        try:
+            while True:
+                if self._wakeups is None or not self._wakeups.stopping:
+                    for target in await self._open([*works, *left]):
+                        work = works[target.fence.cancellation_id] = _Work(target)
+                        running.add(asyncio.create_task(self._one(work)))
+                self._measure(works.values())
+                if not running:
+                    return DrainCounts(fences, runs)
+                done, running = await asyncio.wait(running, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                for cancellation_id, work in [item for item in works.items() if item[1].done]:
+                    del works[cancellation_id]
+                    fences += work.progress.drained
+                    runs += work.progress.cancelled
+                    if not work.progress.drained:
+                        left.add(cancellation_id)
+                # A long drain is no standstill.
+                metrics.RECONCILER_LAST_RUN_SECONDS.labels(NAME).set(time.time())
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _open(self, known: Sequence[UUID]) -> list[OpenFence]:
+        """Fences to be taken up now."""
         async with self._database.read() as session:
             await self._end_waits(session)
-            targets = await drains.open_fences(session, limit=MAX_FENCES, passing_over=list(self._waiting))
-        works = {target.fence.cancellation_id: Progress(remaining=target.active_runs) for target in targets}
-        gauge = asyncio.create_task(self._measure(targets, works))
-        try:
-            async with asyncio.TaskGroup() as group:
-                for target in targets:
-                    group.create_task(self._one(target, works[target.fence.cancellation_id]))
-        finally:
-            gauge.cancel()
-            await asyncio.gather(gauge, return_exceptions=True)
-            self._set_backlog(targets, works)
-        return DrainCounts(
-            fences=sum(work.drained for work in works.values()), runs=sum(work.cancelled for work in works.values())
-        )
+            return await drains.open_fences(
+                session, limit=MAX_FENCES, passing_over=[*self._waiting, *self._aside.row_ids, *known]
+            )
 
-    async def _one(self, target: OpenFence, work: Progress) -> None:
-        async with self._turns:
-            await self._drain.execute(target, progress=work)
-        if work.waiting:
-            self._waiting[target.fence.cancellation_id] = _Waiting(target, work.waiting)
+    async def _one(self, work: _Work) -> None:
+        target, cancellation_id = work.target, work.target.fence.cancellation_id
+        try:
+            # What is small goes ahead of what is large.
+            async with self._turns:
+                await self._drain.execute(target, at_most=SMALL, progress=work.progress)
+            if not (work.progress.drained or work.progress.busy or work.progress.waiting):
+                async with self._large_turns:
+                    await self._drain.execute(target, progress=work.progress)
+        except DatabaseUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a fence, the others are drained
+            self._aside.add([cancellation_id], error)
+        finally:
+            work.done = True
+        if work.progress.waiting:
+            self._waiting[cancellation_id] = _Waiting(target, work.progress.waiting)
 
     async def _end_waits(self, session: ReadSession) -> None:
         """Take up again the fences whose grace has ended, or whose last workers have acknowledged."""
@@ -91,20 +148,12 @@ class DrainCancellations:
             ):
                 del self._waiting[cancellation_id]
 
-    async def _measure(self, targets: list[OpenFence], works: dict[UUID, Progress]) -> None:
-        while True:
-            self._set_backlog(targets, works)
-            await asyncio.sleep(1.0)
-
-    def _set_backlog(self, targets: list[OpenFence], works: dict[UUID, Progress]) -> None:
-        """Runs under fences of a tree overlap, so a tree counts no more of them than it has active."""
-        by_tree: dict[tuple[UUID, UUID], list[OpenFence]] = defaultdict(list)
-        for target in targets:
-            by_tree[target.tenant_id, target.root_run_id].append(target)
-        backlog = 0
-        for fences in by_tree.values():
-            left = sum(
-                0 if (work := works[target.fence.cancellation_id]).drained else work.remaining for target in fences
-            )
-            backlog += min(left, fences[0].active_runs)
+    def _measure(self, works: Iterable[_Work]) -> None:
+        """Runs under the fences of one tree overlap, so a tree counts no more of them than it has active."""
+        by_tree: dict[TreeKey, list[_Work]] = defaultdict(list)
+        for work in works:
+            by_tree[work.target.tenant_id, work.target.root_run_id].append(work)
+        backlog = sum(
+            min(sum(work.progress.remaining for work in here), here[0].target.active_runs) for here in by_tree.values()
+        )
         metrics.CANCEL_BACKLOG_RUNS.set(backlog + sum(len(wait.run_ids) for wait in self._waiting.values()))
