@@ -40,7 +40,21 @@ def make_app(services: Services, delivery: PolicyDelivery) -> FastAPI:
     errors.install(app)
     openapi.install(app)
     # Routes are tried in turn: the busiest come first.
-    for resource in (health, tenants, agents, runs, spawning, join, work, status):
+    for resource in (
+        spawning,
+        work,
+        join,
+        cancellations,
+        runs,
+        status,
+        trees,
+        replan,
+        events,
+        agents,
+        tenants,
+        decisions,
+        health,
+    ):
         app.include_router(resource.router)
     app.include_router(
         bundles.make_router(

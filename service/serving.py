@@ -26,6 +26,7 @@ from service.tokens import write_private
 GRACEFUL_SHUTDOWN_S = 5
 READY_POLL_S = 0.05
 BACKLOG = 2048
+SAME_SIGNAL_S = 1.0
 
 log = structlog.get_logger()
 
@@ -118,6 +119,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
                 timeout_keep_alive=75,
                 server_header=False,
+                proxy_headers=False,
             )
         )
 
@@ -145,6 +147,7 @@ class _Ending:
     def __init__(self, stopping: asyncio.Event) -> None:
         self._stopping = stopping
         self._main = asyncio.current_task()
+        self._first: float | None = None
         self.serving = False
 
     @contextmanager
@@ -159,6 +162,11 @@ class _Ending:
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._first is None:
+            self._first = now
+        elif now - self._first < SAME_SIGNAL_S:
+            return  # a terminal signals the whole group, and `uv run` passes its own on: it is one wish
         if self._main is not None and (self._stopping.is_set() or not self.serving):
             self._main.cancel()
         self._stopping.set()
