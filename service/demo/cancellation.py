@@ -15,7 +15,7 @@ from service.demo.groups import Orchestrator, join
 from service.demo.journal import Entry, read_journals
 from service.demo.refusals import spawn_planner
 from service.demo.survey import finish_run
-from service.demo.wire import Cancellation, Run, SpawnedGroup
+from service.demo.wire import Cancellation, Run, SpawnedGroup, TreeNode, TreePage
 
 SLOW_SLOTS = 4
 SLOW_WORKERS = 2
@@ -32,6 +32,8 @@ _WATCH_LONGEST_MS = 500
 # Several heartbeats and many steps long: whoever had gone on would have written something in it.
 _WATCH_S = 4 * SLOW_HEARTBEAT_S
 _CONFLICT = 409
+# Larger than the branch, so that one page holds it.
+_PAGE = 2 * SLOW_RUNS
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class SlowRun:
 
     run_id: str
     status: str
-    spawned_seq: int | None
+    spawned_seq: int
     started_seq: int | None
     steps_when_told: int
     steps_after_watch: int
@@ -56,7 +58,6 @@ class CancellationProof:
     branch_run_id: str
     cancellation: Cancellation
     fence_ms: float
-    fence_seq: int | None
     runs: tuple[SlowRun, ...]
     spawn_under_fence: str
     bystander: Run
@@ -101,8 +102,8 @@ async def cancel_midway(root: Orchestrator, journals: Path) -> CancellationProof
     before = read_journals(journals)
     await asyncio.sleep(_WATCH_S)
     after = read_journals(journals)
-    runs = [await _describe(root, run_id, before, after, fenced) for run_id in members]
-    branch_run = await _read(root, branch.run_id)
+    nodes = await _nodes_below(root, branch.run_id)
+    runs = [_describe(nodes[run_id], before, after, fenced) for run_id in members]
     await join(root, beside.orchestration_group_id)
     bystander = await _read(root, bystander_id)
     await finish_run(root)
@@ -111,25 +112,24 @@ async def cancel_midway(root: Orchestrator, journals: Path) -> CancellationProof
         branch_run_id=branch.run_id,
         cancellation=cancellation,
         fence_ms=(fenced - began) / 1e6,
-        fence_seq=cancellation.fence_seq,
         runs=tuple(runs),
         spawn_under_fence=spawn_under_fence,
         bystander=bystander,
         bystander_steps=(_steps(before.get(bystander_id)), _steps(read_journals(journals).get(bystander_id))),
         problems=(),
     )
-    return _judged(proof, branch_run)
+    return _judged(proof, nodes[branch.run_id])
 
 
-def _judged(proof: CancellationProof, branch: Run) -> CancellationProof:
+def _judged(proof: CancellationProof, branch: TreeNode) -> CancellationProof:
     """Hold the evidence against what a fence promises."""
     problems = [*_doubts_about_the_whole(proof, branch)]
     for run in proof.runs:
-        problems.extend(f"{run.run_id}: {doubt}" for doubt in _doubts_about(run, proof.fence_seq))
+        problems.extend(f"{run.run_id}: {doubt}" for doubt in _doubts_about(run, proof.cancellation.fence_seq))
     return replace(proof, problems=tuple(problems))
 
 
-def _doubts_about_the_whole(proof: CancellationProof, branch: Run) -> Iterator[str]:
+def _doubts_about_the_whole(proof: CancellationProof, branch: TreeNode) -> Iterator[str]:
     expected = len(proof.runs) + 1
     done = proof.cancellation
     if (done.cancelled_count, done.state) != (expected, "drained"):
@@ -145,7 +145,7 @@ def _doubts_about_the_whole(proof: CancellationProof, branch: Run) -> Iterator[s
         yield f"{started} of {len(proof.runs)} slow runs had started, which does not show both kinds"
 
 
-def _doubts_about(run: SlowRun, fence_seq: int | None) -> Iterator[str]:
+def _doubts_about(run: SlowRun, fence_seq: int) -> Iterator[str]:
     if run.status != "cancelled":
         yield f"reads as {run.status}"
     if run.steps_after_watch != run.steps_when_told:
@@ -154,7 +154,7 @@ def _doubts_about(run: SlowRun, fence_seq: int | None) -> Iterator[str]:
         yield f"its late completion was answered {run.late_answer}"
     if not run.steps_when_told and run.started_seq is not None:
         yield "counts as started, and no worker had it"
-    if fence_seq is not None and max(run.spawned_seq or 0, run.started_seq or 0) > fence_seq:
+    if max(run.spawned_seq, run.started_seq or 0) > fence_seq:
         yield f"was spawned or started after the fence at {fence_seq}"
 
 
@@ -181,23 +181,27 @@ async def _try_spawn(branch: Orchestrator) -> str:
     return "200 accepted"
 
 
-async def _describe(
-    root: Orchestrator, run_id: str, before: dict[str, list[Entry]], after: dict[str, list[Entry]], fenced_ns: int
-) -> SlowRun:
-    run = await _read(root, run_id)
-    entries = after.get(run_id, [])
+def _describe(run: TreeNode, before: dict[str, list[Entry]], after: dict[str, list[Entry]], fenced_ns: int) -> SlowRun:
+    entries = after.get(run.run_id, [])
     told = next((entry for entry in entries if entry.what == "told"), None)
     late = next((entry for entry in entries if entry.what == "late"), None)
     return SlowRun(
-        run_id=run_id,
+        run_id=run.run_id,
         status=run.status,
         spawned_seq=run.spawned_seq,
         started_seq=run.started_seq,
-        steps_when_told=_steps(before.get(run_id)),
+        steps_when_told=_steps(before.get(run.run_id)),
         steps_after_watch=_steps(entries),
         told_after_ms=None if told is None else (told.at_ns - fenced_ns) / 1e6,
         late_answer=None if late is None else f"{late.status} {late.code}",
     )
+
+
+async def _nodes_below(root: Orchestrator, run_id: str) -> dict[str, TreeNode]:
+    body: dict[str, JsonValue] = {"run_id": run_id, "limit": _PAGE}
+    page = await root.client.post("/internal/orchestration/query-tree", body, TreePage, token=root.token)
+    assert page.next_cursor is None
+    return {node.run_id: node for node in page.nodes}
 
 
 async def _read(root: Orchestrator, run_id: str) -> Run:

@@ -190,6 +190,7 @@ async def _count_runs(client: Client, run_id: str) -> dict[str, int]:
     page = await client.post(
         "/internal/orchestration/query-tree", {"run_id": run_id, "limit": 1, "rollup": True}, TreePage
     )
+    assert page.rollup is not None
     return page.rollup.by_status
 
 

@@ -178,10 +178,12 @@ def _proof(proof: CancellationProof) -> Group:
     told = [run.told_after_ms for run in started if run.told_after_ms is not None]
     late = ", ".join(sorted({run.late_answer or "not at all" for run in started}))
     done = proof.cancellation
-    at = f" at seq {proof.fence_seq}" if proof.fence_seq is not None else ""
     return Group(
         table,
-        Text(f"One call cancelled {done.cancelled_count} runs{at} and was answered in {proof.fence_ms:.0f} ms."),
+        Text(
+            f"One call set a fence at seq {done.fence_seq} and cancelled {done.cancelled_count} runs "
+            f"in {proof.fence_ms:.0f} ms."
+        ),
         Text(f"Workers heard of it with a heartbeat, the last of them {max(told, default=0):.0f} ms later."),
         Text(f"Completions that came after that were answered {late}."),
         Text(f"A spawn by the cancelled branch, with its own token, was answered {proof.spawn_under_fence}."),

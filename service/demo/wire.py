@@ -55,9 +55,6 @@ class Run(Answer):
     status: str
     output: JsonValue = None
     error: JsonValue = None
-    spawned_seq: int | None = None
-    started_seq: int | None = None
-    finalized_seq: int | None = None
 
 
 class StartedRun(Answer):
@@ -132,7 +129,7 @@ class Cancellation(Answer):
     cancelled_count: int
     cancelled_run_ids: tuple[str, ...] = ()
     state: Literal["drained", "draining"]
-    fence_seq: int | None = None
+    fence_seq: int
 
 
 class Rollup(Answer):
@@ -142,7 +139,18 @@ class Rollup(Answer):
     by_status: dict[str, int]
 
 
-class TreePage(Answer):
-    """A page of a tree, with the counts of all of it."""
+class TreeNode(Answer):
+    """A run in a tree, with the tree's sequence numbers of its transitions."""
 
-    rollup: Rollup
+    run_id: str
+    status: str
+    spawned_seq: int
+    started_seq: int | None
+
+
+class TreePage(Answer):
+    """A page of a tree; with the counts of all of it where they were asked for."""
+
+    nodes: tuple[TreeNode, ...]
+    next_cursor: str | None = None
+    rollup: Rollup | None = None
