@@ -17,7 +17,7 @@ test_a_graph_within_its_limits_is_compiled if {
 		"allow": true,
 		"reasons": [],
 		"effective_scopes": [],
-		"policy": object.remove(questions.policy, ["is_active"]),
+		"policy": questions.policy,
 		"limits": {"max_depth": 3, "max_fanout": 8, "max_children_total": 32},
 		"headroom": {"depth": 1, "fanout": 5, "children_total": 27},
 	}

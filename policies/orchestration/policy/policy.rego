@@ -7,20 +7,19 @@ package orchestration.policy
 # title: Effective
 # description: |
 #   The stored policy of the orchestrator's agent; the platform's defaults where there is none or it is inactive. A
-#   malformed one gives way to nothing: it is empty, so that whatever needs it denies.
+#   malformed one gives way to nothing: it is empty, so that whatever needs it denies. The limits need no check here:
+#   whoever subtracts from them finds out.
 # scope: document
 default effective := {}
 
-effective := data.orchestration.defaults if not given
+# Of a fact that is not there, not even this is true.
+effective := data.orchestration.defaults if not input.orchestrator_policy == input.orchestrator_policy
 
 effective := data.orchestration.defaults if input.orchestrator_policy.is_active == false
 
-effective := object.remove(stored, ["is_active"]) if {
+effective := stored if {
 	stored := input.orchestrator_policy
 	stored.is_active == true
-	is_number(stored.max_depth)
-	is_number(stored.max_fanout)
-	is_number(stored.max_children_total)
 	is_number(stored.join_timeout_s)
 	is_string(stored.default_failure_policy)
 	is_boolean(stored.enforce_published_only)
@@ -29,15 +28,11 @@ effective := object.remove(stored, ["is_active"]) if {
 }
 
 # METADATA
-# title: Given
-# description: Whether the question has a policy at all, of whatever type.
-given if type_name(input.orchestrator_policy)
-
-# METADATA
 # title: Limits
-# description: The limits that the kernel holds against its counters once more, under the lock of the tree.
-limits := {
-	"max_depth": effective.max_depth,
-	"max_fanout": effective.max_fanout,
-	"max_children_total": effective.max_children_total,
+# description: The limits in force, for an answer about them; undefined where one is no count.
+limits := found if {
+	found := object.filter(effective, ["max_depth", "max_fanout", "max_children_total"])
+	bits.and(found.max_depth, 9007199254740991) == found.max_depth
+	bits.and(found.max_fanout, 9007199254740991) == found.max_fanout
+	bits.and(found.max_children_total, 9007199254740991) == found.max_children_total
 }

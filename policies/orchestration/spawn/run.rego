@@ -21,7 +21,14 @@ deny contains reason if {
 # METADATA
 # title: Held
 # description: Whether the caller holds every scope asked for.
-held if lib.within(input.request.scopes, input.caller.effective_scopes)
+held if {
+	granted := input.caller.effective_scopes
+	is_array(granted)
+	every scope in input.request.scopes {
+		is_string(scope)
+		scope in granted
+	}
+}
 
 # METADATA
 # title: Total of children exceeded
@@ -44,10 +51,8 @@ deny contains reason if {
 # description: How many more children the tree may get after this spawn; undefined where it does not fit.
 total_left := left if {
 	input.tree.children_total >= 0
-	input.request.count >= 0
 	left := (policy.effective.max_children_total - input.tree.children_total) - input.request.count
-	left >= 0
-	floor(left) == left
+	bits.and(left, 9007199254740991) == left
 }
 
 # METADATA
@@ -66,7 +71,5 @@ deny contains reason if {
 # description: Whether the targets' counts add up to what was asked for.
 accounted_for if {
 	is_array(input.targets)
-	counts := [target.count | some target in input.targets; target.count >= 1]
-	count(counts) == count(input.targets)
-	sum(counts) == input.request.count
+	sum([target.count | some target in input.targets; target.count >= 1]) == input.request.count
 }

@@ -21,12 +21,17 @@ import data.orchestration.surface
 decision := {
 	"allow": true,
 	"reasons": [],
-	"effective_scopes": lib.distinct(input.request.scopes),
-	"policy": policy.effective,
-	"limits": policy.limits,
+	"effective_scopes": sort({scope | some scope in input.request.scopes}),
+	"policy": effective,
+	"limits": {
+		"max_depth": effective.max_depth,
+		"max_fanout": effective.max_fanout,
+		"max_children_total": effective.max_children_total,
+	},
 	"headroom": {"depth": shape.depth_left, "fanout": shape.fanout_left, "children_total": total_left},
 } if {
 	count(denials) == 0
+	effective := policy.effective
 } else := {
 	"allow": false,
 	"reasons": lib.ordered(denials),

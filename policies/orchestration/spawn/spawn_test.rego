@@ -14,7 +14,7 @@ test_an_allowed_spawn_says_what_is_left if {
 		"allow": true,
 		"reasons": [],
 		"effective_scopes": ["read", "write"],
-		"policy": object.remove(questions.policy, ["is_active"]),
+		"policy": questions.policy,
 		"limits": {"max_depth": 3, "max_fanout": 8, "max_children_total": 32},
 		"headroom": {"depth": 2, "fanout": 5, "children_total": 26},
 	}

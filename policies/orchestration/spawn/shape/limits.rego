@@ -26,8 +26,7 @@ deny contains reason if {
 depth_left := left if {
 	input.caller.depth >= 0
 	left := (policy.effective.max_depth - input.caller.depth) - 1
-	left >= 0
-	floor(left) == left
+	bits.and(left, 9007199254740991) == left
 }
 
 # METADATA
@@ -53,6 +52,5 @@ fanout_left := left if {
 	input.caller.children_count >= 0
 	input.request.count >= 0
 	left := (policy.effective.max_fanout - input.caller.children_count) - input.request.count
-	left >= 0
-	floor(left) == left
+	bits.and(left, 9007199254740991) == left
 }
