@@ -288,6 +288,10 @@ CREATE TABLE policy_decisions (
     PRIMARY KEY (tenant_id, decision_id, created_at)
 ) PARTITION BY RANGE (created_at);
 CREATE TABLE policy_decisions_default PARTITION OF policy_decisions DEFAULT;
+-- What was decided in a tree, and for a run below its root; a root's own are among its tree's, so most records have
+-- an entry in one of the two only.
+CREATE INDEX policy_decisions_tree ON policy_decisions (tenant_id, root_run_id, decision_id)
+    WHERE root_run_id IS NOT NULL;
 CREATE INDEX policy_decisions_caller ON policy_decisions (tenant_id, caller_run_id, decision_id)
-    WHERE caller_run_id IS NOT NULL;
+    WHERE caller_run_id IS NOT NULL AND caller_run_id IS DISTINCT FROM root_run_id;
 CREATE INDEX policy_decisions_denied ON policy_decisions (tenant_id, decision_id) WHERE outcome <> 'allow';
