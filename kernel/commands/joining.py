@@ -92,7 +92,21 @@ async def decide_groups(
 
 
 def join_event(tree: LockedTree, group: Group, status: GroupStatus, *, seq: int, complete: bool) -> Event:
-    """The event of a decision, or of a change of parameters that has not decided the group."""
+    """The event of a decision, or of a change of parameters that has not decided the group.
+
+    A change tells all its parameters, so that the decision can be computed again from the events.
+    """
+    data: dict[str, object] = {
+        "group_id": str(group.group_id),
+        "mode": group.parameters.mode.value,
+        "status": status.value,
+        "complete": complete,
+        "success_count": group.tally.success,
+        "failure_count": group.tally.failure,
+        "running_count": group.tally.running,
+    }
+    if not complete:
+        data |= {"quorum_threshold": group.parameters.quorum_threshold, "timeout_s": group.timeout_s}
     return Event(
         tenant_id=group.tenant_id,
         root_run_id=tree.root_run_id,
@@ -101,15 +115,7 @@ def join_event(tree: LockedTree, group: Group, status: GroupStatus, *, seq: int,
         surface=group.surface,
         run_id=group.orchestrator_run_id,
         subjects=[group.orchestrator_run_id],
-        data={
-            "group_id": str(group.group_id),
-            "mode": group.parameters.mode.value,
-            "status": status.value,
-            "complete": complete,
-            "success_count": group.tally.success,
-            "failure_count": group.tally.failure,
-            "running_count": group.tally.running,
-        },
+        data=data,
     )
 
 

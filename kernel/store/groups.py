@@ -50,8 +50,8 @@ WHERE g.tenant_id = $1 AND g.group_id = ANY ($2::uuid[]) AND g.status = 'running
 
 # The timeout runs from the group's start, whenever it is named.
 REPARAMETERISE = f"""
-UPDATE orchestration_groups g SET join_mode = $3, quorum_threshold = $4, timeout_s = $5,
-  deadline = g.created_at + make_interval(secs => $5)
+UPDATE orchestration_groups g SET join_mode = $3, quorum_threshold = $4, timeout_s = $5::int,
+  deadline = g.created_at + make_interval(secs => $5::int)
 WHERE g.tenant_id = $1 AND g.group_id = $2 AND g.status = 'running'
 RETURNING {_COLUMNS}
 """

@@ -55,7 +55,7 @@ UPDATE agent_runs r SET status = $3, started_seq = coalesce(r.started_seq, $4),
 WHERE r.tenant_id = $1 AND r.run_id = $2
 """
 
-PAYLOAD = "SELECT output, error FROM run_payloads WHERE tenant_id = $1 AND run_id = $2"
+PAYLOAD = "SELECT output::text AS output, error::text AS error FROM run_payloads WHERE tenant_id = $1 AND run_id = $2"
 
 HAS_ACTIVE_DESCENDANTS = """
 WITH RECURSIVE below AS (

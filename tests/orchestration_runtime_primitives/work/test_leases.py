@@ -1,0 +1,269 @@
+"""Leases: how a worker keeps them, hears of a cancellation, and loses them."""
+
+import asyncio
+from uuid import UUID, uuid4
+
+import pytest
+
+from kernel import metrics
+from kernel.commands.heartbeat import Heartbeat, HeartbeatCommand, LeaseRef
+from kernel.domain.principal import Principal
+from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.reconcilers.expire_leases import expire_leases
+from kernel.store.engine import Database
+from service.dependencies import Services
+from tests.kit import Kit, done, refused
+from tests.orchestration_runtime_primitives.work.crew import (
+    PLENTY,
+    audit,
+    claim,
+    claim_one,
+    complete,
+    fence,
+    heartbeat,
+    lease_row,
+    let_expire,
+    report,
+    row,
+    spawn_one,
+)
+
+
+async def test_a_heartbeat_extends_what_is_held_and_never_shortens_it(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit, lease_s=30)
+    (kept,) = await heartbeat(kit, run, extend_s=600)
+    assert kept["status"] == "continue"
+    assert kept["expires_at"] > run["deadline"]
+    assert "run_token" not in kept
+    (again,) = await heartbeat(kit, run, extend_s=1)
+    assert again["expires_at"] == kept["expires_at"]
+    await audit(database, kit)
+
+
+async def test_leases_are_answered_in_the_order_in_which_they_were_named(kit: Kit) -> None:
+    root, _ = await kit.team()
+    for key in "abc":
+        await spawn_one(kit, root, key)
+    runs = await claim(kit, max_runs=3)
+    stranger = {"run_id": str(uuid4()), "lease": str(uuid4())}
+    superseded = {"run_id": runs[0]["run_id"], "lease": str(uuid4())}
+    told = await heartbeat(kit, runs[2], stranger, runs[1], runs[0])
+    assert [lease["status"] for lease in told] == ["continue", "lost", "continue", "continue"]
+    assert [lease["run_id"] for lease in told] == [
+        runs[2]["run_id"],
+        stranger["run_id"],
+        *(run["run_id"] for run in (runs[1], runs[0])),
+    ]
+    assert (await heartbeat(kit, superseded))[0]["status"] == "lost"
+
+
+async def test_an_expired_lease_is_lost_even_before_anybody_took_it_back(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    await let_expire(database, run["run_id"])
+    assert (await heartbeat(kit, run))[0]["status"] == "lost"
+    refused(await complete(kit, run), 409, "lease_lost")
+    assert (await row(database, run["run_id"]))["status"] == "running"
+
+
+async def test_under_a_fence_a_worker_is_told_to_stop_and_its_lease_is_not_renewed(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    cancellation_id = await fence(database, kit, root.run_id, root.run_id, reason="wrong turn", grace_s=90)
+    (told,) = await heartbeat(kit, run, extend_s=3_000)
+    assert (told["status"], told["reason"]) == ("cancel", "wrong turn")
+    assert told["cancellation_id"] == str(cancellation_id)
+    assert 80 < told["grace_s"] <= 90
+    lease = await lease_row(database, run["run_id"])
+    assert lease["expires_at"].timestamp() < lease["token_expires_at"].timestamp() - 3_000
+    # Of overlapping graces the one that ends first counts.
+    await fence(database, kit, root.run_id, run["run_id"], reason="at once")
+    (told,) = await heartbeat(kit, run)
+    assert (told["reason"], told["grace_s"]) == ("wrong turn", 0)
+
+
+async def test_after_the_drain_a_worker_is_told_still_and_hears_why(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    await fence(database, kit, root.run_id, root.run_id, reason="wrong turn")
+    await DrainCancellations(database).run_once()
+    assert (await row(database, run["run_id"]))["status"] == "cancelled"
+    (told,) = await heartbeat(kit, run)
+    assert (told["status"], told["reason"], told["grace_s"]) == ("cancel", "wrong turn", 0)
+    problem = refused(await complete(kit, run), 409, "run_cancelled")
+    assert problem["reason"] == "wrong turn"
+
+
+async def test_a_fresh_token_comes_when_a_tenth_of_the_old_ones_life_is_left(
+    kit: Kit, database: Database, services: Services
+) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    life_s = services.settings.run_token_ttl_s
+    for left_s, fresh in ((life_s // 9, False), (life_s // 11, True)):
+        async with database.write() as session:
+            await session.driver.execute(
+                "UPDATE run_leases SET token_expires_at = clock_timestamp() + make_interval(secs => $2)"
+                " WHERE run_id = $1",
+                UUID(run["run_id"]),
+                left_s,
+            )
+        (kept,) = await heartbeat(kit, run)
+        assert ("run_token" in kept) is fresh
+        if fresh:
+            assert services.tokens.verify(kept["run_token"]).run_id == UUID(run["run_id"])
+    assert "run_token" not in (await heartbeat(kit, run))[0]
+
+
+async def test_many_trees_are_renewed_in_parts(kit: Kit, services: Services) -> None:
+    await kit.agent("worker")
+    orchestrator = await kit.orchestrator(may_spawn=["worker"])
+    roots = await asyncio.gather(*(kit.root(orchestrator) for _ in range(40)))
+    await asyncio.gather(*(spawn_one(kit, root) for root in roots))
+    runs = []
+    while more := await claim(kit, max_runs=100):
+        runs.extend(more)
+    assert len(runs) == 40
+    principal = Principal(kind="tenant", tenant_id=UUID(kit.tenant_id), scopes=frozenset({"agents.execute"}))
+    command = HeartbeatCommand(services.database, services.tokens, token_s=3600)
+    refs = tuple(LeaseRef(UUID(run["run_id"]), UUID(run["lease"])) for run in runs)
+    answers = await command.execute(principal, Heartbeat(refs, 60))
+    assert [answer.status for answer in answers] == ["continue"] * 40
+
+
+async def test_a_runs_token_keeps_its_own_lease_only(kit: Kit) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root, "a", target="orchestrator", scope_subset=["agents.execute"])
+    await spawn_one(kit, root, "b", target="orchestrator", scope_subset=["agents.execute"])
+    mine, other = await claim(kit, "orchestrator", max_runs=2)
+    api = kit.api.acting_with(mine["run_token"])
+    body = {"leases": [{"run_id": mine["run_id"], "lease": mine["lease"]}], "extend_s": 30}
+    assert done(await api.post("/work/heartbeat", body))["leases"][0]["status"] == "continue"
+    body["leases"] = [{"run_id": other["run_id"], "lease": other["lease"]}]
+    refused(await api.post("/work/heartbeat", body), 403, "forbidden")
+
+
+async def test_an_expired_lease_puts_the_run_back_in_the_queue_for_another_attempt(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    first = await claim_one(kit)
+    await let_expire(database, first["run_id"])
+    expired = metrics.LEASES_EXPIRED.labels(kit.slug)._value.get()
+    assert (await expire_leases(database).run_once()).settled >= 1
+    assert metrics.LEASES_EXPIRED.labels(kit.slug)._value.get() == expired + 1
+    assert (await row(database, first["run_id"]))["status"] == "queued"
+    second = await claim_one(kit)
+    assert (second["run_id"], second["attempt"]) == (first["run_id"], 2)
+    assert second["lease"] != first["lease"]
+    # Whoever held it before changes nothing any more.
+    refused(await complete(kit, first), 409, "lease_lost")
+    assert (await heartbeat(kit, first))[0]["status"] == "lost"
+    assert done(await complete(kit, second))["status"] == "completed"
+    await audit(database, kit)
+
+
+async def test_a_run_that_no_worker_keeps_has_failed_after_its_last_attempt(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    group = done(await kit.spawn_group(root, "g", 1))
+    for attempt in (1, 2, 3):
+        run = await claim_one(kit)
+        assert run["attempt"] == attempt
+        await let_expire(database, run["run_id"])
+        await expire_leases(database).run_once()
+    stored = await row(database, group["spawned_run_ids"][0])
+    assert stored["status"] == "failed"
+    assert stored["error"]["code"] == "lease_expired"
+    assert stored["error"]["attempts"] == 3
+    async with database.read() as session:
+        decided = await session.driver.fetchrow(
+            "SELECT status, decided_seq FROM orchestration_groups WHERE group_id = $1",
+            UUID(group["orchestration_group_id"]),
+        )
+    assert tuple(decided) == ("completed_with_errors", stored["finalized_seq"])
+    await audit(database, kit)
+
+
+async def test_a_lease_that_expires_under_a_grace_is_cancelled_and_not_queued_again(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    cancellation_id = await fence(database, kit, root.run_id, run["run_id"], grace_s=90)
+    await let_expire(database, run["run_id"])
+    await expire_leases(database).run_once()
+    assert (await row(database, run["run_id"]))["status"] == "cancelled"
+    async with database.read() as session:
+        counted = await session.driver.fetchval(
+            "SELECT cancelled_count FROM cancellations WHERE cancellation_id = $1", cancellation_id
+        )
+    assert counted == 1
+    await audit(database, kit)
+
+
+async def test_a_renewed_lease_does_not_expire_under_a_pass_that_found_it_earlier(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit, lease_s=1)
+    sweep = expire_leases(database)
+    # What a pass found is held against the clock again under the lock.
+    await heartbeat(kit, run, extend_s=60)
+    assert await sweep._settle((UUID(kit.tenant_id), UUID(root.run_id)), [UUID(run["run_id"])]) == 0
+    assert (await row(database, run["run_id"]))["status"] == "running"
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_completion_and_expiry_at_once_have_one_winner_and_the_worker_is_told_who(
+    kit: Kit, database: Database, attempt: int
+) -> None:
+    root, _ = await kit.team(**PLENTY)
+    done(await kit.spawn_group(root, "g", 30))
+    runs = await claim(kit, max_runs=100, lease_s=1)
+
+    async def expire() -> None:
+        for run in runs:
+            await let_expire(database, run["run_id"])
+            await expire_leases(database).run_once()
+
+    responses, _ = await asyncio.gather(asyncio.gather(*(complete(kit, run) for run in reversed(runs))), expire())
+    for run, response in zip(reversed(runs), responses, strict=True):
+        status = (await row(database, run["run_id"]))["status"]
+        if response.is_success:
+            assert status == "completed"
+        else:
+            refused(response, 409, "lease_lost")
+            assert status == "queued"
+    await audit(database, kit)
+
+
+async def test_several_reconcilers_at_once_take_a_lease_back_once(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(**PLENTY)
+    done(await kit.spawn_group(root, "g", 20))
+    runs = await claim(kit, max_runs=100)
+    await let_expire(database, *(run["run_id"] for run in runs))
+    expired = metrics.LEASES_EXPIRED.labels(kit.slug)._value.get()
+    await asyncio.gather(*(expire_leases(database).run_once() for _ in range(4)))
+    assert metrics.LEASES_EXPIRED.labels(kit.slug)._value.get() == expired + 20
+    assert [run["attempt"] for run in await claim(kit, max_runs=100)] == [2] * 20
+    await audit(database, kit)
+
+
+async def test_a_paused_run_whose_worker_is_gone_is_queued_again(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    done(await report(kit.api, run["run_id"], "paused", lease=run["lease"]))
+    await let_expire(database, run["run_id"])
+    await expire_leases(database).run_once()
+    assert (await claim_one(kit))["attempt"] == 2
+    await audit(database, kit)

@@ -1,0 +1,148 @@
+"""Status reports: what a runtime may say of the runs that it executes itself."""
+
+from uuid import UUID, uuid4
+
+from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.store.engine import Database
+from tests.kit import Kit, done, refused
+from tests.orchestration_runtime_primitives.work.crew import (
+    audit,
+    claim_one,
+    fence,
+    report,
+    row,
+    spawn_one,
+)
+
+
+async def test_a_root_run_is_paused_resumed_and_completed_by_its_runtime(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    for status in ("paused", "running"):
+        assert done(await report(kit.api, root.run_id, status))["status"] == status
+    answer = done(await report(kit.api, root.run_id, "completed", output={"x": 1}))
+    assert answer["finalized_at"] is not None
+    stored = await row(database, root.run_id)
+    assert (stored["status"], stored["output"], stored["started_seq"]) == ("completed", {"x": 1}, 1)
+    await audit(database, kit)
+
+
+async def test_an_illegal_step_is_refused_and_names_the_possible_ones(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    done(await report(kit.api, root.run_id, "completed"))
+    problem = refused(await report(kit.api, root.run_id, "running"), 409, "illegal_transition")
+    assert (problem["current"], problem["requested"]) == ("completed", "running")
+    refused(await report(kit.api, root.run_id, "failed"), 409, "illegal_transition")
+    await audit(database, kit)
+
+
+async def test_a_repeat_of_a_report_answers_as_the_first_time(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    done(await report(kit.api, root.run_id, "paused"))
+    again = await report(kit.api, root.run_id, "paused")
+    assert (done(again)["status"], again.headers["X-Idempotency-Reused"]) == ("paused", "true")
+    first = done(await report(kit.api, root.run_id, "failed", error={"message": "no"}))
+    again = await report(kit.api, root.run_id, "failed", error={"message": "no"})
+    assert (done(again), again.headers["X-Idempotency-Reused"]) == (first, "true")
+    refused(await report(kit.api, root.run_id, "failed", error={"message": "other"}), 409, "illegal_transition")
+    await audit(database, kit)
+
+
+async def test_a_child_of_the_callers_own_is_reported_with_the_callers_token(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root, start_background=False)
+    assert done(await report(kit.api.acting_with(root.token), run_id, "completed"))["status"] == "completed"
+    await audit(database, kit)
+
+
+async def test_a_runs_token_reports_no_run_beside_or_above_it(kit: Kit) -> None:
+    root, _ = await kit.team()
+    spawned = done(
+        await kit.spawn(root, "a", target="orchestrator", scope_subset=["agents.execute"], start_background=False)
+    )
+    (child,) = spawned["spawned_run_ids"]
+    sibling = await spawn_one(kit, root, "b", start_background=False)
+    api = kit.api.acting_with(spawned["run_tokens"][child])
+    for run_id in (root.run_id, sibling):
+        refused(await report(api, run_id, "completed"), 403, "forbidden")
+    refused(await report(api, str(uuid4()), "completed"), 404, "not_found")
+    done(await report(api, child, "completed"))
+
+
+async def test_what_a_worker_executes_is_reported_with_its_lease_only(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root)
+    # Also while it waits for a worker.
+    refused(await report(kit.api, run_id, "running"), 409, "lease_lost")
+    run = await claim_one(kit)
+    refused(await report(kit.api, run_id, "completed"), 409, "lease_lost")
+    refused(await report(kit.api, run_id, "paused", lease=str(uuid4())), 409, "lease_lost")
+    done(await report(kit.api, run_id, "paused", lease=run["lease"]))
+    done(await report(kit.api, run_id, "running", lease=run["lease"]))
+    done(await report(kit.api, run_id, "completed", lease=run["lease"], output=[1]))
+    assert (await row(database, run_id))["output"] == [1]
+    await audit(database, kit)
+
+
+async def test_under_a_fence_only_cancelled_is_reported(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await fence(database, kit, root.run_id, root.run_id, reason="wrong turn", grace_s=60)
+    for status in ("paused", "completed", "failed"):
+        problem = refused(await report(kit.api, root.run_id, status), 409, "run_cancelled")
+        assert problem["reason"] == "wrong turn"
+    done(await report(kit.api, root.run_id, "cancelled"))
+    again = await report(kit.api, root.run_id, "cancelled")
+    assert again.headers["X-Idempotency-Reused"] == "true"
+    refused(await report(kit.api, root.run_id, "completed"), 409, "run_cancelled")
+    await audit(database, kit)
+
+
+async def test_a_malformed_report_is_refused(kit: Kit) -> None:
+    root, _ = await kit.team()
+    refused(await report(kit.api, root.run_id, "queued"), 400, "invalid_request")
+    refused(await report(kit.api, root.run_id, "paused", output={}), 400, "invalid_request")
+    refused(await report(kit.api, root.run_id, "completed", output="a\x00b"), 400, "invalid_request")
+    refused(await report(kit.api, str(uuid4()), "completed"), 404, "not_found")
+
+
+async def test_a_parent_that_ends_closes_its_children_where_its_policy_says_so(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(parent_close_policy="cancel")
+    run_id = await spawn_one(kit, root)
+    done(await report(kit.api, root.run_id, "completed"))
+    await DrainCancellations(database).run_once()
+    assert (await row(database, run_id))["status"] == "cancelled"
+    assert (await row(database, root.run_id))["status"] == "completed"
+    async with database.read() as session:
+        fences = await session.driver.fetch(
+            "SELECT scope, reason FROM cancellations WHERE root_run_id = $1", UUID(root.run_id)
+        )
+    assert [tuple(row) for row in fences] == [("children", "parent_closed")]
+    await audit(database, kit)
+
+
+async def test_a_parent_closes_what_a_finished_child_left_running(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(parent_close_policy="continue")
+    await kit.orchestrator("closer", may_spawn=["orchestrator"], parent_close_policy="cancel")
+    closer = await kit.root((await kit.api.get("/agents?limit=50")).json()["items"][-1]["agent_id"])
+    spawned = done(
+        await kit.spawn(
+            closer, "a", target="orchestrator", scope_subset=["agents.execute", "read"], start_background=False
+        )
+    )
+    (middle,) = spawned["spawned_run_ids"]
+    below = await spawn_one(kit, middle)
+    done(await report(kit.api, middle, "completed"))
+    assert (await row(database, below))["status"] == "queued"
+    done(await report(kit.api, closer.run_id, "failed"))
+    await DrainCancellations(database).run_once()
+    assert (await row(database, below))["status"] == "cancelled"
+    assert root
+    await audit(database, kit)
+
+
+async def test_children_go_on_by_default_and_where_the_parent_was_cancelled(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root)
+    done(await report(kit.api, root.run_id, "completed"))
+    await DrainCancellations(database).run_once()
+    assert (await row(database, run_id))["status"] == "queued"
+    await audit(database, kit)
