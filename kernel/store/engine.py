@@ -79,6 +79,9 @@ class Database:
                     "lock_timeout": LOCK_TIMEOUT,
                     "timezone": "UTC",
                     "jit": "off",
+                    # Every statement here looks rows up by key. A plan that was cached while a table was nearly empty
+                    # would read the whole of it for as long as the connection lives.
+                    "enable_seqscan": "off",
                 },
             },
         )

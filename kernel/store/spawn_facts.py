@@ -37,15 +37,29 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class Orchestrator:
+    """The agent of a caller, with all that its permissions rest on; `revision` covers policy and allowlist too."""
+
+    agent_id: UUID
+    slug: str
+    tenant: TenantFacts
+    revision: int
+    policy: OrchestratorPolicyFacts | None
+    allowlist: tuple[AllowlistEntryFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """A calling run with all that policy is told of it. `agent_revision` covers its policy and its allowlist too."""
+    """A calling run with all that policy is told of it."""
 
     facts: CallerFacts
     tree: TreeFacts
-    tenant: TenantFacts
-    agent_revision: int
-    policy: OrchestratorPolicyFacts | None
-    allowlist: tuple[AllowlistEntryFacts, ...]
+    orchestrator: Orchestrator
+
+    @property
+    def tenant(self) -> TenantFacts:
+        """Its tenant."""
+        return self.orchestrator.tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +104,21 @@ class SpawnFacts:
     earlier_groups: dict[SpawnKey, Earlier] = field(default_factory=dict)
 
 
+# What belongs to a run is read for each caller; what belongs to its agent once, however many callers run it.
 LOAD = """
+WITH callers AS MATERIALIZED (
+  SELECT r.tenant_id, r.run_id, r.agent_id, r.status, r.depth, r.effective_scopes, r.children_count, r.root_run_id,
+    t.children_total
+  FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
+  JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
+  JOIN run_trees t ON t.tenant_id = r.tenant_id AND t.root_run_id = r.root_run_id
+)
 SELECT json_build_object(
-  'callers', (
+  'callers', (SELECT json_agg(row_to_json(c)) FROM callers c),
+  'orchestrators', (
     SELECT json_agg(json_build_object(
-      'tenant_id', r.tenant_id, 'run_id', r.run_id, 'agent_id', r.agent_id, 'agent_slug', a.slug,
-      'status', r.status, 'depth', r.depth, 'effective_scopes', r.effective_scopes,
-      'children_count', r.children_count, 'root_run_id', r.root_run_id, 'children_total', t.children_total,
-      'agent_revision', a.revision, 'tenant_slug', n.slug, 'time_zone', n.time_zone,
+      'tenant_id', a.tenant_id, 'agent_id', a.agent_id, 'slug', a.slug, 'revision', a.revision,
+      'tenant_slug', n.slug, 'time_zone', n.time_zone,
       'option_a', f.option_a_graphspec_v2, 'option_b', f.option_b_runtime_primitives,
       'policy', CASE WHEN p.agent_id IS NOT NULL THEN json_build_object(
         'max_depth', p.max_depth, 'max_fanout', p.max_fanout, 'max_children_total', p.max_children_total,
@@ -107,14 +128,12 @@ SELECT json_build_object(
       'allowlist', (
         SELECT json_agg(json_build_object('target_agent_id', w.target_agent_id,
           'target_agent_slug', w.target_agent_slug, 'capability_tag', w.capability_tag) ORDER BY w.ordinal)
-        FROM orchestrator_allowlist w WHERE w.tenant_id = r.tenant_id AND w.agent_id = r.agent_id)))
-    FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
-    JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
-    JOIN run_trees t ON t.tenant_id = r.tenant_id AND t.root_run_id = r.root_run_id
-    JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
-    JOIN tenants n ON n.tenant_id = r.tenant_id
-    LEFT JOIN tenant_flags f ON f.tenant_id = r.tenant_id
-    LEFT JOIN orchestrator_policies p ON p.tenant_id = r.tenant_id AND p.agent_id = r.agent_id),
+        FROM orchestrator_allowlist w WHERE w.tenant_id = a.tenant_id AND w.agent_id = a.agent_id)))
+    FROM (SELECT DISTINCT tenant_id, agent_id FROM callers) c
+    JOIN agents a ON a.tenant_id = c.tenant_id AND a.agent_id = c.agent_id
+    JOIN tenants n ON n.tenant_id = a.tenant_id
+    LEFT JOIN tenant_flags f ON f.tenant_id = a.tenant_id
+    LEFT JOIN orchestrator_policies p ON p.tenant_id = a.tenant_id AND p.agent_id = a.agent_id),
   'agents', (
     SELECT json_agg(json_build_object('tenant_id', a.tenant_id, 'agent_id', a.agent_id, 'slug', a.slug,
       'kind', a.kind, 'status', a.status, 'capability_tags', a.capability_tags, 'revision', a.revision))
@@ -164,9 +183,11 @@ async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
         *columns(wanted.prefixes, 3),
     )
     facts = SpawnFacts()
+    orchestrators = {(row["tenant_id"], row["agent_id"]): _orchestrator(row) for row in document["orchestrators"] or ()}
     for row in document["callers"] or ():
-        caller = _caller(row)
-        facts.callers[caller.tenant.tenant_id, caller.facts.run_id] = caller
+        tenant_id = UUID(row["tenant_id"])
+        orchestrator = orchestrators[row["tenant_id"], row["agent_id"]]
+        facts.callers[tenant_id, UUID(row["run_id"])] = _caller(row, orchestrator)
     for row in document["agents"] or ():
         tenant_id = UUID(row["tenant_id"])
         agent = Agent(
@@ -204,27 +225,35 @@ def tenant_facts(row: Row, tenant_id: UUID) -> TenantFacts:
     )
 
 
-def _caller(row: Row) -> Caller:
+def _orchestrator(row: Row) -> Orchestrator:
     # Constructed without validation: the rows come from this database, under its CHECKs, and this is the hot path.
     policy = None
     if row["policy"] is not None:
         stored = {**row["policy"], "allowed_scope_subset": tuple(row["policy"]["allowed_scope_subset"])}
         policy = OrchestratorPolicyFacts.model_construct(**stored)
+    return Orchestrator(
+        agent_id=UUID(row["agent_id"]),
+        slug=row["slug"],
+        tenant=tenant_facts(row, UUID(row["tenant_id"])),
+        revision=row["revision"],
+        policy=policy,
+        allowlist=tuple(AllowlistEntryFacts.model_construct(**entry) for entry in row["allowlist"] or ()),
+    )
+
+
+def _caller(row: Row, orchestrator: Orchestrator) -> Caller:
     return Caller(
         facts=CallerFacts.model_construct(
             run_id=UUID(row["run_id"]),
-            agent_id=UUID(row["agent_id"]),
-            agent_slug=row["agent_slug"],
+            agent_id=orchestrator.agent_id,
+            agent_slug=orchestrator.slug,
             status=row["status"],
             depth=row["depth"],
             effective_scopes=tuple(row["effective_scopes"]),
             children_count=row["children_count"],
         ),
         tree=TreeFacts.model_construct(root_run_id=UUID(row["root_run_id"]), children_total=row["children_total"]),
-        tenant=tenant_facts(row, UUID(row["tenant_id"])),
-        agent_revision=row["agent_revision"],
-        policy=policy,
-        allowlist=tuple(AllowlistEntryFacts.model_construct(**entry) for entry in row["allowlist"] or ()),
+        orchestrator=orchestrator,
     )
 
 

@@ -27,7 +27,7 @@ class Prepared:
         """Whether the catalog is still what policy was told."""
         tenant_id = self.order.tenant_id
         caller = facts.callers.get((tenant_id, self.order.caller_run_id))
-        if caller is None or caller.agent_revision != self.caller.agent_revision:
+        if caller is None or caller.orchestrator.revision != self.caller.orchestrator.revision:
             return False
         return all(
             (fresh := facts.agents.get((tenant_id, agent.facts.agent_id))) is not None
@@ -77,8 +77,8 @@ def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
         ),
         caller=caller.facts,
         tree=caller.tree,
-        orchestrator_policy=caller.policy,
-        allowlist=caller.allowlist,
+        orchestrator_policy=caller.orchestrator.policy,
+        allowlist=caller.orchestrator.allowlist,
         targets=tuple(_counted(agent.facts, counts[agent.facts.agent_id]) for agent in set_of(agents)),
     )
     return Prepared(order, caller, agents, question)
