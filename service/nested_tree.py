@@ -8,8 +8,6 @@ import orjson
 from kernel.commands.query_tree import Tree
 from kernel.domain.lineage import GroupNode, Node
 
-_OPTIONS = orjson.OPT_UTC_Z
-
 
 def flat_node(node: Node) -> dict[str, object]:
     """A node as the flat pages show it."""
@@ -64,15 +62,20 @@ def _nested(tree: Tree) -> bytes:
         if isinstance(item, bytes):
             written.append(item)
             continue
-        written.append(orjson.dumps(_fields(item), option=_OPTIONS)[:-1] + b',"children":[')
+        written.append(_dump(_fields(item))[:-1] + b',"children":[')
         shown = [_group(group, members.get(group.group_id, ())) for group in groups.get(item.run_id, ())]
-        pending.append(b'],"groups":' + orjson.dumps(shown, option=_OPTIONS) + b"}")
+        pending.append(b'],"groups":' + _dump(shown) + b"}")
         below = children.get(item.run_id, [])
         for number, child in enumerate(reversed(below), start=1):
             pending.append(child)
             if number < len(below):
                 pending.append(b",")
     return b"".join(written)
+
+
+def _dump(value: object) -> bytes:
+    # str: asyncpg's ids are a subclass of UUID, which orjson does not take for one.
+    return orjson.dumps(value, default=str, option=orjson.OPT_UTC_Z)
 
 
 def _fields(node: Node) -> dict[str, object]:

@@ -5,7 +5,6 @@ dies is simply started again. Several may drain the same fence at once: each chu
 tree, and each run is counted by the one that changed it.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -85,8 +84,11 @@ class Drain:
                 return progress
             try:
                 await self._drain(session, target, progress, at_most=at_most, timeout_s=timeout_s, keep_ids=keep_ids)
-            finally:
-                await _leave(session, target)
+            except BaseException:
+                # The connection must not go back to the pool with our lock and our list on it.
+                session.driver.terminate()
+                raise
+            await drains.leave(session, target.fence.cancellation_id)
         return progress
 
     @property
@@ -199,16 +201,6 @@ async def _write_down(session: WriteSession, tree: LockedTree, target: OpenFence
         tallies = {group_id: (0, count) for group_id, count in failures.items() if group_id not in closed}
         aftermath.add(await count_endings(session, tree, tallies, seq=seq))
     return aftermath
-
-
-async def _leave(session: ReadSession, target: OpenFence) -> None:
-    """Shielded: a connection with our lock and our table on it must not go back to the pool."""
-    leaving = asyncio.ensure_future(drains.leave(session, target.fence.cancellation_id))
-    try:
-        await asyncio.shield(leaving)
-    except asyncio.CancelledError:
-        await leaving
-        raise
 
 
 @asynccontextmanager

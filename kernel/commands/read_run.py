@@ -19,7 +19,7 @@ from kernel.store.engine import Database, ReadSession
 class RunView:
     """A run with all that is stored of it, its effective status, and the fence that cancelled it.
 
-    `row` has the columns of `lineage.RUN`; JSON columns are JSON texts.
+    `row` has the columns of `lineage.RUN`.
     """
 
     row: Mapping[str, Any]

@@ -255,19 +255,9 @@ async def claim(session: ReadSession, cancellation_id: UUID) -> bool:
 
 
 async def leave(session: ReadSession, cancellation_id: UUID) -> None:
-    """Give back what `claim` and `list_runs` took, or else the connection."""
-    if session.driver.is_closed():
-        return
-    if session.driver.is_in_transaction():
-        # A chunk was interrupted in the middle of its end; the server settles it when the connection goes.
-        session.driver.terminate()
-        return
-    try:
-        await session.driver.execute(f"DROP TABLE IF EXISTS pg_temp.{_table(cancellation_id)}")
-        await session.driver.execute("SELECT pg_advisory_unlock($1)", _lock_key(cancellation_id))
-    except BaseException:
-        session.driver.terminate()
-        raise
+    """Give back what `claim` and `list_runs` took; else they end with the connection."""
+    await session.driver.execute(f"DROP TABLE IF EXISTS pg_temp.{_table(cancellation_id)}")
+    await session.driver.execute("SELECT pg_advisory_unlock($1)", _lock_key(cancellation_id))
 
 
 async def look(session: ReadSession, target: OpenFence, *, limit: int) -> Listed | None:

@@ -122,7 +122,13 @@ class Database:
             core = await self.engine.connect()
             try:
                 driver = cast("asyncpg.Connection", (await core.get_raw_connection()).driver_connection)
-                yield core, driver
+                try:
+                    yield core, driver
+                except asyncio.CancelledError:
+                    # What was under way may yet take effect, a BEGIN above all: whoever borrowed the connection next
+                    # would write into a transaction that nobody ends. The pool replaces it.
+                    driver.terminate()
+                    raise
             finally:
                 await asyncio.shield(core.close())
         except PoolTimeoutError as error:

@@ -6,8 +6,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from kernel.store.engine import ReadSession
 from kernel.store.trees import TreeKey
 
@@ -90,7 +88,7 @@ async def page(session: ReadSession, tenant_id: UUID, root_run_id: UUID, *, firs
             row["surface"],
             row["run_id"],
             row["subjects"],
-            orjson.loads(row["data"]),
+            row["data"],
             row["created_at"],
         )
         for row in rows

@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-import orjson
 from fastapi import Query
 from pydantic import Field, StringConstraints
 
@@ -207,7 +206,7 @@ async def query_tree(body: QueryTreeBody, principal: ExecuteDep, services: Servi
             "total": page.rollup.total,
             "by_status": dict(page.rollup.by_status),
             "by_depth": dict(page.rollup.by_depth),
-            "by_agent": dict(page.rollup.by_agent),
+            "by_agent": {str(agent_id): count for agent_id, count in page.rollup.by_agent.items()},
         }
     return Json(answer)
 
@@ -217,13 +216,12 @@ def _run(view: RunView) -> dict[str, object]:
     names = (
         "run_id", "root_run_id", "parent_run_id", "parent_node_id", "depth", "spawn_key", "orchestration_group_id",
         "agent_id", "agent_slug", "agent_name", "surface", "effective_scopes", "children_count", "timeout_s",
-        "failure_policy", "created_at", "started_at", "finalized_at", "decision_id",
+        "failure_policy", "created_at", "started_at", "finalized_at", "input", "output", "error", "decision_id",
     )  # fmt: skip
     return {
         **{name: row[name] for name in names},
         "status": view.status,
         "attempt": row["attempt"] or 0,
-        **{name: orjson.Fragment(row[name] or "null") for name in ("input", "output", "error")},
         "cancellation": (
             {"cancellation_id": view.fence.cancellation_id, "reason": view.fence.reason}
             if view.fence is not None

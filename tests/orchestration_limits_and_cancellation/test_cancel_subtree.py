@@ -1,0 +1,231 @@
+"""Cancelling over HTTP: what is covered, what is answered, and by whom it may be asked for."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.kit import Kit, Run, done, refused
+
+CANCEL = "/internal/orchestration/cancel-subtree"
+
+
+async def cancel(kit: Kit, caller: Run | str, run_id: str, **more: object) -> dict[str, Any]:
+    api = kit.api.acting_with(caller.token) if isinstance(caller, Run) else kit.api
+    caller_id = caller.run_id if isinstance(caller, Run) else caller
+    return done(await api.post(CANCEL, {"caller_run_id": caller_id, "run_id": run_id, **more}))
+
+
+async def status_of(kit: Kit, run_id: str) -> str:
+    status: str = done(await kit.api.get(f"/agents/runs/{run_id}"))["status"]
+    return status
+
+
+async def child(kit: Kit, caller: Run | str, key: str, target: str = "worker", **more: object) -> str:
+    run_id: str = done(await kit.spawn(caller, key, target, **more))["spawned_run_ids"][0]
+    return run_id
+
+
+async def test_a_cancelled_run_takes_everything_below_it_along_and_nothing_beside_it(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    branch = await child(kit, root, "branch", "orchestrator")
+    leaf = await child(kit, branch, "leaf")
+    beside = await child(kit, root, "beside")
+    answer = await cancel(kit, root, branch)
+    assert answer["cancelled_count"] == 2
+    assert set(answer["cancelled_run_ids"]) == {branch, leaf}
+    assert answer["scanned_count"] == 2
+    assert answer["state"] == "drained"
+    assert answer["reason"] == "cancelled_by_orchestration"
+    assert answer["include_root"] is True
+    assert answer["run_id"] == branch
+    assert [await status_of(kit, run_id) for run_id in (branch, leaf, beside)] == ["cancelled", "cancelled", "queued"]
+    assert await status_of(kit, root.run_id) == "running"
+
+
+async def test_a_cancelled_run_tells_why(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    branch = await child(kit, root, "branch", "orchestrator")
+    leaf = await child(kit, branch, "leaf")
+    answer = await cancel(kit, root, branch, reason="changed my mind")
+    run = done(await kit.api.get(f"/agents/runs/{leaf}"))
+    assert run["cancellation"] == {"cancellation_id": answer["cancellation_id"], "reason": "changed my mind"}
+
+
+async def test_a_repeat_cancels_nothing_and_names_the_same_cancellation(kit: Kit) -> None:
+    root, _ = await kit.team()
+    branch = await child(kit, root, "branch")
+    first = await cancel(kit, root, branch)
+    again = await cancel(kit, root, branch)
+    assert again["cancelled_count"] == 0
+    assert again["cancelled_run_ids"] == []
+    assert again["cancellation_id"] == first["cancellation_id"]
+    assert again["state"] == "drained"
+
+
+async def test_a_run_that_cancelled_itself_may_repeat_that_and_nothing_else(kit: Kit) -> None:
+    root, _ = await kit.team()
+    branch = await child(kit, root, "branch")
+    first = await cancel(kit, root, root.run_id)
+    assert first["cancelled_count"] == 2
+    again = await cancel(kit, root, root.run_id)
+    assert again["cancelled_count"] == 0
+    api = kit.api.acting_with(root.token)
+    refused(await api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": branch}), 409, "run_cancelled")
+    refused(await kit.spawn(root, "late"), 409, "run_cancelled")
+
+
+async def test_a_run_that_has_ended_cancels_nothing(kit: Kit) -> None:
+    root, _ = await kit.team()
+    branch = await child(kit, root, "branch")
+    done(await kit.api.post(f"/agents/runs/{root.run_id}/status", {"status": "completed"}))
+    problem = refused(
+        await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": branch}), 409, "caller_not_active"
+    )
+    assert root.run_id in problem["detail"]
+    assert await status_of(kit, branch) == "queued"
+
+
+async def test_without_the_root_the_run_lives_on_and_may_spawn_anew(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    branch = await child(kit, root, "branch", "orchestrator")
+    leaf = await child(kit, branch, "leaf")
+    answer = await cancel(kit, root, root.run_id, include_root=False)
+    assert answer["cancelled_count"] == 2
+    assert answer["include_root"] is False
+    assert await status_of(kit, root.run_id) == "running"
+    assert await status_of(kit, leaf) == "cancelled"
+    fresh = await child(kit, root, "fresh")
+    assert await status_of(kit, fresh) == "queued"
+    again = await cancel(kit, root, root.run_id, include_root=False)
+    assert again["cancelled_run_ids"] == [fresh]
+
+
+async def test_only_fences_cancel_so_a_finished_run_has_active_descendants_to_cancel(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    branch = await child(kit, root, "branch", "orchestrator", start_background=False)
+    leaf = await child(kit, branch, "leaf")
+    done(await kit.api.post(f"/agents/runs/{branch}/status", {"status": "completed"}))
+    assert await status_of(kit, leaf) == "queued"
+    answer = await cancel(kit, root, branch)
+    assert answer["cancelled_run_ids"] == [leaf]
+    assert await status_of(kit, branch) == "completed"
+
+
+async def test_cancelling_what_has_ended_with_all_below_it_cancels_nothing(kit: Kit) -> None:
+    root, _ = await kit.team()
+    branch = await child(kit, root, "branch", start_background=False)
+    done(await kit.api.post(f"/agents/runs/{branch}/status", {"status": "completed"}))
+    answer = await cancel(kit, root, branch)
+    assert (answer["cancelled_count"], answer["state"]) == (0, "drained")
+    assert await status_of(kit, branch) == "completed"
+
+
+async def test_a_group_closes_with_its_orchestrator_and_has_no_decision(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    branch = await child(kit, root, "branch", "orchestrator")
+    group = done(await kit.spawn_group(branch, "g", 3))
+    await cancel(kit, root, branch)
+    tree = done(await kit.api.get(f"/agents/runs/{root.run_id}/tree"))["tree"]
+    (shown,) = tree["children"][0]["groups"]
+    assert (shown["group_id"], shown["status"]) == (group["orchestration_group_id"], "cancelled")
+    assert {member["status"] for member in shown["members"]} == {"cancelled"}
+
+
+async def test_cancelled_members_count_as_failures_of_a_group_that_goes_on(kit: Kit) -> None:
+    root, _ = await kit.team()
+    group = done(await kit.spawn_group(root, "g", 3, join_mode="fail_fast"))
+    answer = await cancel(kit, root, group["spawned_run_ids"][1])
+    assert answer["cancelled_count"] == 1
+    joined = done(
+        await kit.api.post(
+            "/internal/orchestration/join",
+            {"caller_run_id": root.run_id, "orchestration_group_id": group["orchestration_group_id"]},
+        )
+    )
+    assert joined["status"] == "failed"
+    assert await status_of(kit, group["spawned_run_ids"][0]) == "cancelled"
+
+
+async def test_a_run_token_cancels_at_and_below_its_run_only(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    answer = done(await kit.spawn(root, "branch", "orchestrator", start_background=False))
+    branch = Run(answer["spawned_run_ids"][0], answer["run_tokens"][answer["spawned_run_ids"][0]], "")
+    beside = await child(kit, root, "beside")
+    # The token lacks agents.execute here, so the tenant's acts for it; its reach is the caller's.
+    for caller, target in ((branch.run_id, beside), (branch.run_id, root.run_id)):
+        problem = refused(await kit.api.post(CANCEL, {"caller_run_id": caller, "run_id": target}), 403, "forbidden")
+        assert problem["reasons"][0]["code"] == "outside_remit"
+        assert problem["decision_id"]
+    refused(
+        await kit.api.acting_with(root.token).post(CANCEL, {"caller_run_id": branch.run_id, "run_id": branch.run_id}),
+        403,
+        "forbidden",
+    )
+    assert await status_of(kit, beside) == "queued"
+
+
+async def test_what_is_anothers_does_not_exist(kit: Kit, api: Any) -> None:
+    root, _ = await kit.team()
+    other = await Kit.make(api)
+    theirs, _ = await other.team()
+    answer = await cancel(other, theirs, theirs.run_id)
+    for caller, target in (
+        (root.run_id, theirs.run_id),
+        (theirs.run_id, root.run_id),
+        (root.run_id, str(uuid.uuid4())),
+    ):
+        refused(await kit.api.post(CANCEL, {"caller_run_id": caller, "run_id": target}), 404, "not_found")
+    path = f"/internal/orchestration/cancellations/{answer['cancellation_id']}"
+    refused(await kit.api.get(path), 404, "not_found")
+    assert done(await other.api.get(path))["state"] == "drained"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"grace_s": -1}, {"grace_s": 3601}, {"wait_s": 61}, {"include_root": "maybe"}, {"unknown": 1}]
+)
+async def test_what_is_malformed_is_refused(kit: Kit, wrong: dict[str, object]) -> None:
+    root, _ = await kit.team()
+    body = {"caller_run_id": root.run_id, "run_id": root.run_id, **wrong}
+    problem = refused(await kit.api.post(CANCEL, body), 400, "invalid_request")
+    assert problem["errors"][0]["field"] == next(iter(wrong))
+
+
+async def test_a_cancellation_can_be_looked_at(kit: Kit) -> None:
+    root, _ = await kit.team()
+    branch = await child(kit, root, "branch")
+    answer = await cancel(kit, root, branch, reason="enough")
+    shown = done(await kit.api.get(f"/internal/orchestration/cancellations/{answer['cancellation_id']}"))
+    assert shown["state"] == "drained"
+    assert shown["cancelled_count"] == 1
+    assert shown["reason"] == "enough"
+    assert shown["run_id"] == branch
+    assert shown["drained_at"] >= shown["fenced_at"]
+
+
+async def test_a_leased_run_keeps_its_grace_and_reads_as_cancelled_at_once(kit: Kit) -> None:
+    root, _ = await kit.team()
+    leased = await child(kit, root, "leased")
+    (work,) = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"]}))["runs"]
+    waiting = await child(kit, root, "waiting")
+    assert work["run_id"] == leased
+    answer = await cancel(kit, root, root.run_id, include_root=False, grace_s=600)
+    assert answer["cancelled_run_ids"] == [waiting]
+    assert answer["state"] == "draining"
+    assert await status_of(kit, leased) == "cancelled"
+    body = {"run_id": leased, "lease": work["lease"]}
+    assert (await kit.api.post("/work/complete", {**body, "status": "completed"})).status_code == 409
+    done(await kit.api.post("/work/complete", {**body, "status": "cancelled"}))
+    assert await status_of(kit, leased) == "cancelled"
+
+
+async def test_of_overlapping_graces_the_earliest_end_wins(kit: Kit) -> None:
+    root, _ = await kit.team()
+    leased = await child(kit, root, "leased")
+    done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"]}))
+    slow = await cancel(kit, root, leased, grace_s=600)
+    longer = await cancel(kit, root, leased, grace_s=900)
+    assert longer["cancellation_id"] == slow["cancellation_id"]
+    now = await cancel(kit, root, leased)
+    assert now["cancellation_id"] != slow["cancellation_id"]
+    assert now["cancelled_run_ids"] == [leased]

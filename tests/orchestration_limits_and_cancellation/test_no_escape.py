@@ -1,0 +1,259 @@
+"""Cancelling while others spawn, claim, complete, cancel and die: nothing escapes, and every count comes out right."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+
+from kernel.commands.draining import Drain
+from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.store import drains
+from kernel.store.drains import OpenFence
+from kernel.store.engine import Database
+from tests.audit import audit
+from tests.kit import Kit, Run, done
+from tests.orchestration_runtime_primitives.trees.forest import Forest
+
+CANCEL = "/internal/orchestration/cancel-subtree"
+
+
+async def findings(database: Database, kit: Kit) -> list[str]:
+    async with database.read() as session:
+        return await audit(session.driver, tenant_id=kit.tenant_id)
+
+
+async def lineage_findings(database: Database, kit: Kit) -> list[str]:
+    """Without what asks for the decisions of spawns, which grown trees do not have."""
+    about_spawns = ("allowed", "decision_told", "payload")
+    return [finding for finding in await findings(database, kit) if not finding.startswith(about_spawns)]
+
+
+async def open_fence(database: Database, cancellation_id: UUID, kit: Kit) -> OpenFence:
+    async with database.read() as session:
+        target = await drains.open_fence(session, UUID(kit.tenant_id), cancellation_id)
+    assert target is not None
+    return target
+
+
+async def state_of(database: Database, kit: Kit, cancellation_id: UUID) -> drains.Cancellation:
+    async with database.read() as session:
+        cancellation = await drains.read(session, UUID(kit.tenant_id), cancellation_id)
+    assert cancellation is not None
+    return cancellation
+
+
+class Storm:
+    """Callers that get in each other's way; whatever they are refused for must be for a reason they can see."""
+
+    EXPECTED = frozenset({"run_cancelled", "caller_not_active", "policy_denied", "illegal_transition", "lease_lost"})
+
+    def __init__(self, kit: Kit, root: Run) -> None:
+        self._kit = kit
+        self._root = root
+        self._rng = random.Random(7)
+        self._parents = [root.run_id]
+        self.refusals: Counter[str] = Counter()
+
+    def _met(self, response: httpx2.Response) -> dict[str, Any]:
+        answer: dict[str, Any] = response.json()
+        if response.is_success:
+            return answer
+        self.refusals[answer["code"]] += 1
+        assert answer["code"] in self.EXPECTED, answer
+        return {}
+
+    async def spawn(self, number: int) -> None:
+        for turn in range(12):
+            parent = self._rng.choice(self._parents)
+            if turn % 4 == 3:
+                self._met(await self._kit.spawn_group(parent, f"g{number}-{turn}", 3, join_mode="fail_fast"))
+                continue
+            target = self._rng.choice(["worker", "orchestrator"])
+            made = self._met(await self._kit.spawn(parent, f"s{number}-{turn}", target))
+            self._parents.extend(made.get("spawned_run_ids", ()))
+
+    async def work(self) -> None:
+        for _ in range(8):
+            claimed = self._met(await self._kit.api.post("/work/claim", {"agent_slugs": ["worker"], "max_runs": 3}))
+            for work in claimed.get("runs", ()):
+                status = self._rng.choice(["completed", "failed"])
+                body = {"run_id": work["run_id"], "lease": work["lease"], "status": status}
+                self._met(await self._kit.api.post("/work/complete", body))
+
+    async def cancel(self) -> None:
+        for turn in range(6):
+            target = self._root.run_id if turn == 3 else self._rng.choice(self._parents)
+            body = {
+                "caller_run_id": self._root.run_id,
+                "run_id": target,
+                "include_root": target != self._root.run_id,
+            }
+            self._met(await self._kit.api.post(CANCEL, body))
+
+
+async def test_of_spawns_claims_and_completions_that_race_with_cancels_nothing_escapes(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team(max_depth=6, max_fanout=1000, max_children_total=2000)
+    storm = Storm(kit, root)
+    await asyncio.gather(
+        *(storm.spawn(number) for number in range(6)), storm.work(), storm.work(), storm.cancel(), storm.cancel()
+    )
+    done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": root.run_id}))
+    await DrainCancellations(database).run_once()
+    assert await findings(database, kit) == []
+    statuses = await Forest(database, kit).stored_statuses(root.run_id)
+    assert set(statuses) <= {"completed", "failed", "cancelled"}
+    assert statuses["cancelled"] > 0
+    assert storm.refusals["run_cancelled"] > 0
+
+
+async def test_overlapping_cancels_count_each_run_once(kit: Kit, database: Database) -> None:
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    # Ten trunks with thirty branches each.
+    trunks = [-1] * 10
+    made = await forest.grow(root.run_id, worker, parents=trunks + [number % 10 for number in range(300)])
+    targets = [str(run_id) for run_id in made[:10]] + [root.run_id] + [str(run_id) for run_id in made[10:20]]
+
+    async def cancel(run_id: str) -> httpx2.Response:
+        return await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": run_id, "wait_s": 10})
+
+    answers = await asyncio.gather(*(cancel(run_id) for run_id in random.Random(3).sample(targets, len(targets))))
+    # Those that came after the root's own were refused: their caller was cancelled.
+    counted = [answer.json()["cancelled_count"] for answer in answers if answer.is_success]
+    await DrainCancellations(database).run_once()
+    assert sum(counted) == 311
+    assert await lineage_findings(database, kit) == []
+    assert (await forest.stored_statuses(root.run_id)) == {"cancelled": 311}
+
+
+async def test_two_drains_at_once_have_one_winner_and_right_counters(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the lock that spares work, so that nothing but the tree's lock and the rows keep them right.
+    async def always(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(drains, "claim", always)
+    monkeypatch.setattr(drains, "CHUNK_RUNS", 17)
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    await forest.grow(root.run_id, worker, parents=[-1] * 20 + [number % 20 for number in range(380)])
+    fence = await forest.fence(root.run_id, "run")
+    target = await open_fence(database, fence.cancellation_id, kit)
+    works = await asyncio.gather(*(Drain(database).execute(target) for _ in range(3)))
+    assert sum(work.cancelled for work in works) == 401
+    assert [work.drained for work in works] == [True, True, True]
+    assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 401
+    assert await lineage_findings(database, kit) == []
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_a_drain_that_dies_is_taken_up_by_another(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    monkeypatch.setattr(drains, "CHUNK_RUNS", 10)
+    if not small:
+        monkeypatch.setattr("kernel.commands.draining.SMALL", 5)
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    await forest.grow(root.run_id, worker, parents=[-1] * 200)
+    fence = await forest.fence(root.run_id, "children")
+    target = await open_fence(database, fence.cancellation_id, kit)
+    rng = random.Random(11)
+    for _ in range(8):
+        # Cut off wherever it is: between two chunks, or within one.
+        dying = asyncio.create_task(Drain(database).execute(target))
+        await asyncio.wait([dying], timeout=rng.uniform(0, 0.03))
+        dying.cancel()
+        await asyncio.gather(dying, return_exceptions=True)
+        assert await lineage_findings(database, kit) == []
+    async with asyncio.timeout(10):
+        # The server may still be busy with the end of the last one's connection.
+        while (await Drain(database).execute(target)).busy:  # noqa: ASYNC110 - what is awaited is another process
+            await asyncio.sleep(0.01)
+    cancellation = await state_of(database, kit, fence.cancellation_id)
+    assert (cancellation.state, cancellation.cancelled_count, cancellation.scanned_count) == ("drained", 200, 200)
+    assert await forest.stored_statuses(root.run_id) == {"running": 1, "cancelled": 200}
+    assert await lineage_findings(database, kit) == []
+    async with database.read() as session:
+        assert await session.driver.fetchval("SELECT count(*) FROM pg_class WHERE relname LIKE 'drain_%'") == 0
+
+
+async def test_a_fence_on_a_large_tree_is_answered_before_it_is_drained(kit: Kit, database: Database) -> None:
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    made = await forest.grow(root.run_id, worker, parents=[-1] * 3 + [number % 3 for number in range(4500)])
+    answer = done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": str(made[0])}))
+    assert (answer["state"], answer["cancelled_count"], answer["cancelled_run_ids"]) == ("draining", 0, [])
+    page = done(
+        await kit.api.post("/internal/orchestration/query-tree", {"run_id": str(made[0]), "limit": 1, "rollup": True})
+    )
+    assert page["rollup"]["by_status"] == {"cancelled": 1501}
+    counts = await DrainCancellations(database).run_once()
+    assert counts.runs >= 1501
+    shown = done(await kit.api.get(f"/internal/orchestration/cancellations/{answer['cancellation_id']}"))
+    assert (shown["state"], shown["cancelled_count"], shown["scanned_count"]) == ("drained", 1501, 1501)
+    waited = done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": root.run_id, "wait_s": 30}))
+    assert (waited["state"], waited["cancelled_count"]) == ("drained", 3003)
+    assert len(waited["cancelled_run_ids"]) == 1000
+    assert waited["scanned_count"] == 4504
+    assert await lineage_findings(database, kit) == []
+
+
+async def test_a_reconciler_ends_a_grace_when_its_time_is_up(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    done(await kit.spawn(root, "leased"))
+    done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 300}))
+    reconciler = DrainCancellations(database)
+    answer = done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": root.run_id, "grace_s": 1}))
+    assert (answer["state"], answer["cancelled_count"]) == ("draining", 1)
+    await reconciler.run_once()
+    assert (await state_of(database, kit, UUID(answer["cancellation_id"]))).state == "draining"
+    async with asyncio.timeout(10):
+        while (await state_of(database, kit, UUID(answer["cancellation_id"]))).state == "draining":
+            await asyncio.sleep(0.1)
+            await reconciler.run_once()
+    assert await findings(database, kit) == []
+
+
+async def test_a_grace_that_all_workers_acknowledge_ends_early(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    done(await kit.spawn(root, "leased"))
+    (work,) = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"]}))["runs"]
+    reconciler = DrainCancellations(database)
+    answer = done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": root.run_id, "grace_s": 3600}))
+    await reconciler.run_once()
+    done(
+        await kit.api.post("/work/complete", {"run_id": work["run_id"], "lease": work["lease"], "status": "cancelled"})
+    )
+    await reconciler.run_once()
+    cancellation = await state_of(database, kit, UUID(answer["cancellation_id"]))
+    assert (cancellation.state, cancellation.cancelled_count) == ("drained", 2)
+    assert await findings(database, kit) == []
+
+
+async def test_a_covered_orchestrator_decides_no_group_whatever_the_order_of_the_drains(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team(max_depth=6)
+    branch = done(await kit.spawn(root, "branch", "orchestrator"))["spawned_run_ids"][0]
+    group = done(await kit.spawn_group(branch, "g", 4, join_mode="fail_fast"))
+    forest = Forest(database, kit)
+    inner = await forest.fence(group["spawned_run_ids"][0], "run")
+    outer = await forest.fence(branch, "run")
+    for fence in (inner, outer):
+        await Drain(database).execute(await open_fence(database, fence.cancellation_id, kit))
+    joined = done(
+        await kit.api.post(
+            "/internal/orchestration/join",
+            {"caller_run_id": root.run_id, "orchestration_group_id": group["orchestration_group_id"]},
+        )
+    )
+    assert (joined["status"], joined["decided_seq"]) == ("cancelled", None)
+    assert await findings(database, kit) == []
