@@ -181,6 +181,10 @@ class Wakeups:
             yield waiter
         finally:
             room.leave(keys, waiter)
+            if waiter.woken and not waiter.ended:
+                # It leaves with what it came for, or for good; whatever woke it since is news to the next in line.
+                for key in keys:
+                    room.wake(key, 1)
 
     async def _poll(self) -> None:
         """Look for as long as somebody waits."""

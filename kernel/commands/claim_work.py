@@ -5,13 +5,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from typing import Any
 from uuid import UUID
 
 import orjson
 
 from kernel.commands.aftermath import Aftermath
+from kernel.commands.lanes import Lanes
 from kernel.commands.lifecycle import Change, lifecycle_event
 from kernel.commands.run_tokens import RunTokens, token_of
 from kernel.domain.errors import ForbiddenError, NotFoundError
@@ -25,6 +26,7 @@ from kernel.store.leases import Described, Granted, Queued
 from kernel.store.trees import LockedTree, TreeKey
 from kernel.wakeups import Wakeups
 
+MAX_RUNS = 100
 MAX_TREES = 8
 # What a look finds may be gone, or under a fence, by the time its tree is locked; then it looks elsewhere.
 MAX_LOOKS = 4
@@ -67,6 +69,15 @@ class ClaimedRun:
     run_deadline: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """Claims that ask for the same work go together."""
+
+    tenant_id: UUID
+    agent_ids: tuple[UUID, ...]
+    lease_s: int
+
+
 class ClaimWorkCommand:
     """Hands out work. One per process: it remembers whose turn is next.
 
@@ -80,6 +91,7 @@ class ClaimWorkCommand:
         self._wakeups = wakeups
         self._token_s = token_s
         self._turns = _Turns()
+        self._lanes: Lanes[_Lane, int, list[ClaimedRun]] = Lanes(self._share)
 
     async def execute(self, principal: Principal, request: ClaimWork) -> list[ClaimedRun]:
         """Lease up to `max_runs` runs of the tenant; none when nothing comes in time.
@@ -96,43 +108,54 @@ class ClaimWorkCommand:
         for slug in request.agent_slugs:
             if slug not in known:
                 raise NotFoundError(f"agent_slugs: there is no agent {slug}")
-        agent_ids = list(dict.fromkeys(known[slug] for slug in request.agent_slugs))
+        lane = _Lane(tenant_id, tuple(dict.fromkeys(known[slug] for slug in request.agent_slugs)), request.lease_s)
         patience = asyncio.get_running_loop().time() + request.wait_s
-        with self._wakeups.awaiting_work(tenant_id, agent_ids) as waiter:
-            while True:
-                granted = {} if waiter.ended else await self._look(tenant_id, agent_ids, request)
-                if granted:
-                    return await self._hand_over(tenant_id, granted)
+        with self._wakeups.awaiting_work(tenant_id, lane.agent_ids) as waiter:
+            while not waiter.ended:
+                claimed = await self._lanes.take(lane, request.max_runs)
                 left = patience - asyncio.get_running_loop().time()
-                if left <= 0 or not await waiter.wait(left):
-                    return []
+                if claimed or left <= 0 or not await waiter.wait(left):
+                    return claimed
+        return []
 
-    async def _look(self, tenant_id: UUID, agent_ids: Sequence[UUID], request: ClaimWork) -> dict[UUID, Granted]:
+    async def _share(self, lane: _Lane, wanted: Sequence[int]) -> list[list[ClaimedRun]]:
+        """Lease for several claimers at once, and deal the runs out to them in turn."""
+        granted = await self._look(lane, min(sum(wanted), MAX_RUNS))
+        if not granted:
+            return [[] for _ in wanted]
+        dealt: list[list[ClaimedRun]] = [[] for _ in wanted]
+        hands = cycle(range(len(wanted)))
+        for run in await self._hand_over(lane.tenant_id, granted):
+            dealt[next(hand for hand in hands if len(dealt[hand]) < wanted[hand])].append(run)
+        return dealt
+
+    async def _look(self, lane: _Lane, max_runs: int) -> dict[UUID, Granted]:
         for _ in range(MAX_LOOKS):
             # Read without a lock, so only a hint: it says where to look, not what to take.
             async with self._database.read() as session:
                 places = await leases.trees_with_work(
-                    session, tenant_id, self._turns.next(tenant_id, agent_ids), per_agent=MAX_TREES
+                    session, lane.tenant_id, self._turns.next(lane.tenant_id, lane.agent_ids), per_agent=MAX_TREES
                 )
             if not places:
                 return {}
-            self._turns.served(tenant_id, places[: min(request.max_runs, MAX_TREES)])
-            granted = await self._lease(tenant_id, places, request)
+            self._turns.served(lane.tenant_id, places[: min(max_runs, MAX_TREES)])
+            granted = await self._lease(lane, places, max_runs)
             if granted:
                 return granted
         return {}
 
-    async def _lease(self, tenant_id: UUID, places: Sequence[Place], request: ClaimWork) -> dict[UUID, Granted]:
+    async def _lease(self, lane: _Lane, places: Sequence[Place], max_runs: int) -> dict[UUID, Granted]:
+        tenant_id = lane.tenant_id
         async with self._database.write() as session:
-            locked = await _lock(session, tenant_id, places, at_most=min(request.max_runs, MAX_TREES))
+            locked = await _lock(session, tenant_id, places, at_most=min(max_runs, MAX_TREES))
             here = [place for place in places if (tenant_id, place[1]) in locked]
             # A statement of its own: what it sees is newer than the locks.
-            found = await leases.queued(session, tenant_id, here, per_place=request.max_runs)
+            found = await leases.queued(session, tenant_id, here, per_place=max_runs)
             free = await _free(session, tenant_id, locked, found)
-            taken = _in_turn(here, free)[: request.max_runs]
+            taken = _in_turn(here, free)[:max_runs]
             if not taken:
                 return {}
-            granted = await self._start(session, locked, tenant_id, taken, request)
+            granted = await self._start(session, locked, lane, taken)
         aftermath = Aftermath()
         aftermath.transitions[taken[0].tenant_slug, RunStatus.RUNNING.value] = len(taken)
         aftermath.tell()
@@ -142,10 +165,10 @@ class ClaimWorkCommand:
         self,
         session: WriteSession,
         locked: dict[TreeKey, LockedTree],
-        tenant_id: UUID,
+        lane: _Lane,
         taken: Sequence[Queued],
-        request: ClaimWork,
     ) -> dict[UUID, Granted]:
+        tenant_id = lane.tenant_id
         by_tree: dict[UUID, list[Queued]] = {}
         for run in taken:
             by_tree.setdefault(run.root_run_id, []).append(run)
@@ -158,7 +181,7 @@ class ClaimWorkCommand:
             rows.extend((run.run_id, root_run_id, seq, new_id()) for run in started)
             changes = [Change(run.run_id, RunStatus.RUNNING, run.group_id) for run in started]
             told.append(lifecycle_event(tree, seq, changes, Surface(started[0].surface)))
-        granted = await leases.grant(session, tenant_id, rows, lease_s=request.lease_s, token_s=self._token_s)
+        granted = await leases.grant(session, tenant_id, rows, lease_s=lane.lease_s, token_s=self._token_s)
         await events.append(session, *told)
         await trees.advance(session, *(locked[tenant_id, root_run_id] for root_run_id in by_tree))
         return granted

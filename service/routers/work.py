@@ -143,9 +143,9 @@ async def heartbeat(body: HeartbeatBody, principal: ExecuteDep, services: Servic
 
 
 @router.post("/work/complete", response_model=ReportedAnswer)
-async def complete_work(body: CompleteBody, principal: ExecuteDep, services: ServicesDep) -> Json:
+async def complete_work(body: CompleteBody, request: Request, principal: ExecuteDep, services: ServicesDep) -> Json:
     """End a run that the worker holds. A repeat by the same lease answers as the first time."""
-    reported = await CompleteWorkCommand(services.database, services.wakeups).execute(
+    reported = await _completions(request, services).execute(
         principal,
         CompleteWork(body.run_id, body.lease, RunStatus(body.status), text_of(body.output), text_of(body.error)),
     )
@@ -173,4 +173,13 @@ def _claims(request: Request, services: Services) -> ClaimWorkCommand:
             services.database, services.tokens, services.wakeups, token_s=services.settings.run_token_ttl_s
         )
     command: ClaimWorkCommand = state.claims
+    return command
+
+
+def _completions(request: Request, services: Services) -> CompleteWorkCommand:
+    """The process's one complete command, in which the reports of a tree go together."""
+    state = request.app.state
+    if not hasattr(state, "completions"):
+        state.completions = CompleteWorkCommand(services.database, services.wakeups)
+    command: CompleteWorkCommand = state.completions
     return command
