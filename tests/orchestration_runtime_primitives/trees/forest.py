@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from kernel.commands.fencing import set_fence
+from kernel.commands.lifecycle import Change, lifecycle_event
 from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence, FenceScope
+from kernel.domain.run import RunStatus
 from kernel.identifiers import new_id
 from kernel.store import events, trees
 from kernel.store.engine import Database
@@ -112,3 +114,11 @@ class Forest:
                 UUID(root_run_id),
             )
         return Counter({row["status"]: row["n"] for row in rows})
+
+    async def tell_together(self, root_run_id: str, run_ids: Sequence[UUID]) -> None:
+        """Write one event that tells of several runs, as the end of a batch does."""
+        async with self._database.write() as session:
+            tree = await trees.lock_one(session, self._tenant_id, UUID(root_run_id))
+            changes = [Change(run_id, RunStatus.QUEUED, None) for run_id in run_ids]
+            await events.append(session, lifecycle_event(tree, tree.next_seq(), changes, Surface.RUNTIME_PRIMITIVES))
+            await trees.advance(session, tree)

@@ -1,0 +1,80 @@
+"""The verdict on a run's children."""
+
+import asyncio
+from typing import Any
+
+from kernel.store.engine import Database
+from tests.kit import Kit, Run, done, refused
+from tests.orchestration_runtime_primitives.trees.forest import Forest
+
+REPLAN = "/internal/orchestration/evaluate-and-replan"
+
+
+async def judge(kit: Kit, run: Run) -> dict[str, Any]:
+    return done(await kit.api.post(REPLAN, {"caller_run_id": run.run_id, "run_id": run.run_id}))
+
+
+async def children(kit: Kit, root: Run, *statuses: str) -> list[str]:
+    """Children that this test executes itself, each reported with a status."""
+    made: list[str] = []
+    for number, status in enumerate(statuses):
+        answer = done(await kit.spawn(root, f"c{number}", start_background=False))
+        made.extend(answer["spawned_run_ids"])
+        if status != "running":
+            done(await kit.api.post(f"/agents/runs/{made[-1]}/status", {"status": status}))
+    return made
+
+
+async def test_children_that_do_well_need_no_new_plan(kit: Kit) -> None:
+    root, _ = await kit.team()
+    await children(kit, root, "completed", "running")
+    verdict = await judge(kit, root)
+    assert verdict == {
+        "run_id": root.run_id, "needs_replan": False, "failed_children": [], "failed_count": 0, "total_children": 2,
+        "active_children": 1, "suggested_action": "continue", "reasons": [], "attempts": 0,
+        "decision_id": verdict["decision_id"],
+    }  # fmt: skip
+
+
+async def test_failed_and_cancelled_children_ask_for_a_new_plan(kit: Kit) -> None:
+    root, _ = await kit.team()
+    made = await children(kit, root, "completed", "cancelled", "failed")
+    verdict = await judge(kit, root)
+    assert (verdict["suggested_action"], verdict["needs_replan"], verdict["attempts"]) == ("replan", True, 1)
+    assert verdict["failed_children"] == [made[2], made[1]]
+    assert (verdict["failed_count"], verdict["total_children"]) == (2, 3)
+    assert [reason["code"] for reason in verdict["reasons"]] == ["children_failed"]
+
+
+async def test_replans_are_granted_as_often_as_policy_says_also_to_callers_at_once(kit: Kit) -> None:
+    root, _ = await kit.team()
+    await children(kit, root, "completed", "failed")
+    body = {"caller_run_id": root.run_id, "run_id": root.run_id}
+    answers = await asyncio.gather(*(kit.api.post(REPLAN, body) for _ in range(8)))
+    verdicts = [done(answer) for answer in answers if answer.is_success]
+    assert {answer.json().get("code") for answer in answers if not answer.is_success} <= {"facts_changed"}
+    verdicts += [await judge(kit, root) for _ in range(4)]
+    granted = [verdict["attempts"] for verdict in verdicts if verdict["suggested_action"] == "replan"]
+    assert sorted(granted) == [1, 2, 3]
+    assert verdicts[-1]["suggested_action"] == "escalate"
+    assert {reason["code"] for reason in verdicts[-1]["reasons"]} == {"attempts_exhausted", "children_failed"}
+
+
+async def test_a_child_under_a_fence_counts_as_failed_before_the_drain_has_come_to_it(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team()
+    made = await children(kit, root, "running", "running")
+    await Forest(database, kit).fence(made[0], "run")
+    verdict = await judge(kit, root)
+    assert (verdict["failed_children"], verdict["active_children"]) == ([made[0]], 1)
+
+
+async def test_a_caller_judges_at_and_below_its_run_while_it_is_active(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    branch = done(await kit.spawn(root, "b", "orchestrator"))["spawned_run_ids"][0]
+    body = {"caller_run_id": branch, "run_id": root.run_id}
+    problem = refused(await kit.api.post(REPLAN, body), 403, "forbidden")
+    assert problem["reasons"][0]["code"] == "outside_remit"
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", {"caller_run_id": branch, "run_id": branch}))
+    refused(await kit.api.post(REPLAN, {"caller_run_id": branch, "run_id": branch}), 409, "run_cancelled")
