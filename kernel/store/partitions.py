@@ -37,14 +37,15 @@ MAX_DEFAULT_BYTES = 64 * 1024 * 1024
 
 log = structlog.get_logger()
 
+# A range without an end, whichever way it says so, ends where the calendar does.
 PARTITIONS = """
-SELECT p.relname AS name, b.lower_bound, b.upper_bound
+SELECT p.oid::regclass::text AS name, b.lower_bound, b.upper_bound
 FROM pg_inherits i
 JOIN pg_class p ON p.oid = i.inhrelid
 CROSS JOIN LATERAL (SELECT pg_get_expr(p.relpartbound, p.oid) AS expression) e
 CROSS JOIN LATERAL (SELECT
-  COALESCE(substring(e.expression FROM 'FROM \\(''([^'']+)''\\)')::timestamptz, '-infinity') AS lower_bound,
-  COALESCE(substring(e.expression FROM 'TO \\(''([^'']+)''\\)')::timestamptz, 'infinity') AS upper_bound) b
+  GREATEST(substring(e.expression FROM 'FROM \\(''([^'']+)''\\)')::timestamptz, '0001-01-02 00:00Z') AS lower_bound,
+  LEAST(substring(e.expression FROM 'TO \\(''([^'']+)''\\)')::timestamptz, '9999-12-30 00:00Z') AS upper_bound) b
 WHERE i.inhparent = $1::text::regclass AND e.expression <> 'DEFAULT'
 ORDER BY b.lower_bound
 """

@@ -111,6 +111,23 @@ async def test_what_came_too_early_for_a_partition_is_moved_into_it(own_database
     assert await count_of(own_database, long_ago, "policy_decisions_default") == 3
 
 
+async def test_an_operators_own_partitions_are_heeded(own_database: Database) -> None:
+    now = datetime.now(UTC)
+    async with own_database.write() as session:
+        await session.driver.execute(
+            "CREATE TABLE past PARTITION OF policy_decisions FOR VALUES FROM (MINVALUE) TO ('2001-01-01')"
+        )
+        await session.driver.execute(
+            "CREATE TABLE future PARTITION OF policy_decisions"
+            f" FOR VALUES FROM ('{week_of('policy_decisions', now + 14 * DAY).lower.isoformat()}') TO ('infinity')"
+        )
+    done = await partitions.ensure(own_database)
+    assert (done.created, done.postponed) == (5 + 2, 0)
+    assert len(await names_of(own_database, "policy_decisions")) == 4
+    assert (await PruneRecords(own_database, decision_retention_days=30).run_once()).dropped == 1
+    assert "past" not in await names_of(own_database, "policy_decisions")
+
+
 async def test_writers_lose_nothing_while_partitions_are_made(own_database: Database) -> None:
     tenant_id, root_run_id = uuid4(), uuid4()
     begun, made = asyncio.Event(), asyncio.Event()
