@@ -6,8 +6,8 @@ from time import perf_counter
 from uuid import UUID
 
 from kernel import metrics
-from kernel.commands.spawning.pipeline import count_decisions, denial_data, denied, under_fence
 from kernel.commands.spawning.question import check_active, principal_facts
+from kernel.commands.spawning.refusals import count_decisions, denial_data, denied, under_fence
 from kernel.domain.errors import ForbiddenError, NotFoundError, PolicyUnavailableError, RemitError
 from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence

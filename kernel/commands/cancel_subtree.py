@@ -12,7 +12,7 @@ from kernel.commands import asking
 from kernel.commands.asking import Standing
 from kernel.commands.draining import SMALL, Drain, Progress
 from kernel.commands.fencing import set_fence
-from kernel.commands.spawning.pipeline import count_decisions
+from kernel.commands.spawning.refusals import count_decisions
 from kernel.domain.errors import NotFoundError
 from kernel.domain.events import Surface
 from kernel.domain.fences import Fence, FenceScope, covering

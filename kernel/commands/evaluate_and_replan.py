@@ -7,7 +7,7 @@ from uuid import UUID
 
 from kernel.commands import asking
 from kernel.commands.asking import Standing
-from kernel.commands.spawning.pipeline import MAX_ATTEMPTS, count_decisions
+from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions
 from kernel.domain.errors import FactsChangedError, PolicyUnavailableError
 from kernel.domain.events import Surface
 from kernel.domain.lineage import Ancestry

@@ -8,7 +8,7 @@ from kernel.commands import asking
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.asking import Standing
 from kernel.commands.joining import decide_groups, join_event
-from kernel.commands.spawning.pipeline import count_decisions
+from kernel.commands.spawning.refusals import count_decisions
 from kernel.domain.errors import InvalidRequestError, NotFoundError
 from kernel.domain.events import Surface
 from kernel.domain.joins import Decided, GroupStatus, JoinMode, JoinParameters, Tally, judge

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from kernel.commands.spawning.pipeline import under_fence
+from kernel.commands.spawning.refusals import under_fence
 from kernel.domain.errors import LeaseLostError, NotFoundError, RunCancelledError
 from kernel.domain.fences import Fence
 from kernel.domain.run import RunStatus

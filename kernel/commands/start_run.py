@@ -8,8 +8,8 @@ import orjson
 
 from kernel import metrics
 from kernel.commands.spawning.order import digest
-from kernel.commands.spawning.pipeline import MAX_ATTEMPTS, count_decisions, denied, facts_changed
 from kernel.commands.spawning.question import principal_facts
+from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, denied, facts_changed
 from kernel.domain.errors import NotFoundError, PolicyUnavailableError, SpawnKeyConflictError
 from kernel.domain.events import EventType, Surface
 from kernel.domain.principal import Principal

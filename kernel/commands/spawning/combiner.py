@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from kernel.commands.spawning.order import Spawned, SpawnOrder
-from kernel.commands.spawning.pipeline import Outcome, SpawnPipeline
+from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
+from kernel.commands.spawning.verdicts import Outcome
 from kernel.domain.errors import DatabaseUnavailableError, RemitError, TenantSaturatedError
 
 # What one batch may hold: as many orders as one question to policy, and so many children that its locks stay short.

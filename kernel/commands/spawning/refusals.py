@@ -1,0 +1,55 @@
+"""How spawns are refused, told and counted; the other commands refuse alike."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from kernel import metrics
+from kernel.domain.errors import FactsChangedError, PolicyDeniedError, RunCancelledError
+from kernel.domain.fences import Fence
+from kernel.policy.records import DecisionRecord
+
+# How often the catalog may change under a call before it is told so.
+MAX_ATTEMPTS = 3
+
+
+def facts_changed() -> FactsChangedError:
+    """The refusal of an order under which the catalog would not hold still."""
+    return FactsChangedError(
+        f"the policy, the allowlist or a target changed {MAX_ATTEMPTS} times while this spawn was decided; try again"
+    )
+
+
+def under_fence(run_id: UUID, fence: Fence) -> RunCancelledError:
+    """The refusal of a call on behalf of a run that a fence covers."""
+    return RunCancelledError(
+        f"run {run_id} was cancelled: {fence.reason}",
+        run_id=str(run_id),
+        cancellation_id=str(fence.cancellation_id),
+        reason=fence.reason,
+    )
+
+
+def denied(record: DecisionRecord) -> PolicyDeniedError:
+    """The refusal that a record of a denial stands for."""
+    said = "; ".join(str(reason["message"]) for reason in record.reasons) or "policy gives no reason"
+    return PolicyDeniedError(f"{record.action} refused: {said}", decision_id=record.decision_id, reasons=record.reasons)
+
+
+def denial_data(record: DecisionRecord) -> dict[str, object]:
+    """The data of a `policy_deny` event."""
+    return {
+        "action": record.action,
+        "reason": record.reasons[0]["code"] if record.reasons else None,
+        "reasons": record.reasons,
+        "decision_id": str(record.decision_id),
+    }
+
+
+def count_decisions(decided: Sequence[DecisionRecord]) -> None:
+    """Count decisions that are on record."""
+    for record in decided:
+        label = metrics.tenant_label(record.tenant_slug)
+        metrics.DECISIONS.labels(label, record.action, record.surface, record.outcome).inc()
+        if record.outcome != "allow":
+            for reason in record.reasons:
+                metrics.DENIALS.labels(label, record.action, record.surface, str(reason["code"])).inc()
