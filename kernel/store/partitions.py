@@ -240,7 +240,7 @@ async def _impatiently(
     """A transaction that waits for no lock longer than `LOCK_PATIENCE`, once it has taken its turn.
 
     Raises:
-        PostponedError: when it would have to.
+        PostponedError: when it would have to, or the block makes a table that is there.
     """
     try:
         async with database.write() as session:
@@ -254,6 +254,9 @@ async def _impatiently(
         raise
     except pg.DeadlockDetectedError as error:
         raise PostponedError("others held a lock on it") from error
+    except pg.DuplicateTableError as error:
+        # An operator has detached it, perhaps to keep what is in it.
+        raise PostponedError("a table of its name is there already, and is no partition") from error
 
 
 def _count(tag: str) -> int:

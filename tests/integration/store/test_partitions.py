@@ -128,6 +128,17 @@ async def test_an_operators_own_partitions_are_heeded(own_database: Database) ->
     assert "past" not in await names_of(own_database, "policy_decisions")
 
 
+async def test_a_detached_partition_is_left_as_it_is(own_database: Database) -> None:
+    await partitions.ensure(own_database)
+    name = week_of("run_events", datetime.now(UTC)).name
+    async with own_database.write() as session:
+        await session.driver.execute(f"ALTER TABLE run_events DETACH PARTITION {name}")
+    done = await partitions.ensure(own_database, attempts=1)
+    assert (done.created, done.postponed) == (0, 1)
+    async with own_database.write() as session:
+        await session.driver.execute(INSERT_EVENT, uuid4(), uuid4(), 1, datetime.now(UTC))
+
+
 async def test_writers_lose_nothing_while_partitions_are_made(own_database: Database) -> None:
     tenant_id, root_run_id = uuid4(), uuid4()
     begun, made = asyncio.Event(), asyncio.Event()
