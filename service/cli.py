@@ -14,6 +14,7 @@ from rich.console import Console
 from kernel.domain.errors import RemitError
 from kernel.policy.bundle import BundleError
 from kernel.store import migrate as migrations
+from kernel.store import partitions
 from service import logs, serving
 from service.demo.main import run_demo
 from service.dependencies import Services
@@ -152,6 +153,8 @@ async def _migrate(settings: Settings, revision: str, down_to: str | None) -> No
         await migrations.downgrade(settings.database_url, down_to)
     else:
         await migrations.upgrade(settings.database_url, revision)
+        if revision == "head":
+            await partitions.ensure_partitions(settings.database_url)
     out.print(f"the schema is at {await migrations.current_revision(settings.database_url) or 'nothing'}")
 
 

@@ -23,7 +23,7 @@ async def reconcile(settings: Settings, progress: Progress) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     database = Database(settings.database_url, pool_size=settings.database_pool_size)
     wakeups = Wakeups(database, stopping)
-    loops = loops_of(database, wakeups)
+    loops = loops_of(settings, database, wakeups)
     for loop in loops:
         await loop.start()
     progress(f"reconciling with {len(loops)} loops")

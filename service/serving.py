@@ -14,7 +14,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from kernel.store import migrate
+from kernel.store import migrate, partitions
 from service import runtime
 from service.app import make_app, wrap
 from service.dependencies import Services
@@ -92,6 +92,7 @@ async def serve(
         database_url = await stack.enter_async_context(runtime.database_of(settings, progress, embedded=embedded))
         if embedded:
             await migrate.upgrade(database_url)
+            await partitions.ensure_partitions(database_url)
         delivery = await stack.enter_async_context(runtime.policy_of(settings, progress))
         engine = await stack.enter_async_context(runtime.engine_of(settings, delivery, url, progress))
         services = await stack.enter_async_context(runtime.services_of(settings, database_url, engine, stopping))
@@ -133,7 +134,7 @@ class Server(uvicorn.Server):
 
 @asynccontextmanager
 async def _running(services: Services) -> AsyncIterator[None]:
-    loops = loops_of(services.database, services.wakeups)
+    loops = loops_of(services.settings, services.database, services.wakeups)
     for loop in loops:
         await loop.start()
     try:

@@ -40,7 +40,10 @@ class Settings(BaseSettings):
     )
     tenant_max_active_runs: int = Field(1_000_000, ge=1, description="Active runs of one tenant, softly.")
     spawn_lanes: int = Field(3, ge=1, le=32, description="Batches of spawns in flight.")
-    decision_retention_days: int = Field(30, ge=1)
+    decision_retention_days: int = Field(30, ge=1, description="How long decisions are kept on record.")
+    event_retention_days: int | None = Field(
+        None, ge=1, description="How long events of ended trees are kept; unset: for ever."
+    )
     log_format: Literal["json", "console"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
