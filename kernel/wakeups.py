@@ -141,8 +141,8 @@ class Wakeups:
         for agent_id, count in Counter(agent_ids).items():
             self._for_work.wake((tenant_id, agent_id), count)
 
-    def group_changed(self, tenant_id: UUID, group_id: UUID) -> None:
-        """A group was decided or closed, or a member of it has ended."""
+    def group_closed(self, tenant_id: UUID, group_id: UUID) -> None:
+        """A group was decided, or closed with its orchestrator."""
         self._for_groups.wake((tenant_id, group_id))
 
     def fence_set(self) -> None:

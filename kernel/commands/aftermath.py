@@ -18,7 +18,7 @@ class Aftermath:
         fences: fences by `(tenant slug, reason)`.
         cancelled: runs cancelled under a fence, by tenant slug.
         expired: leases that ran out, by tenant slug.
-        groups: groups whose tally or decision changed, as `(tenant_id, group_id)`.
+        groups: groups that were decided or closed, as `(tenant_id, group_id)`.
         queued: the agents with work that came back to the queue, as `(tenant_id, agent_id)`.
     """
 
@@ -55,7 +55,7 @@ class Aftermath:
         if wakeups is None:
             return
         for tenant_id, group_id in self.groups:
-            wakeups.group_changed(tenant_id, group_id)
+            wakeups.group_closed(tenant_id, group_id)
         for (tenant_id, agent_id), count in self.queued.items():
             wakeups.work_arrived(tenant_id, [agent_id] * count)
         if self.fences:

@@ -38,9 +38,7 @@ async def count_endings(
         verdict = judge(group.parameters, group.tally)
         if group.undecided and isinstance(verdict, Decided):
             ripe.append((group, verdict))
-    aftermath = await decide_groups(session, tree, ripe, seq=seq)
-    aftermath.groups |= {(group.tenant_id, group.group_id) for group in counted}
-    return aftermath
+    return await decide_groups(session, tree, ripe, seq=seq)
 
 
 async def decide_groups(
