@@ -116,8 +116,6 @@ class EventReaders:
         """Watch a tree for as long as the block lasts."""
         watched = self._watched.setdefault(tree, _Watched())
         watched.readers += 1
-        if self._poller is None and not self._stopping.is_set():
-            self._poller = asyncio.create_task(self._poll())
         try:
             yield watched
         finally:
@@ -131,6 +129,8 @@ class EventReaders:
             return False
         if watched.head != seen:
             return True
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
         try:
             async with asyncio.timeout(timeout_s):
                 await watched.changed.wait()
@@ -184,7 +184,6 @@ class EventReaders:
                     return
                 await self._look()
         finally:
-            self._poller = None
             self._pages.clear()
 
     async def _look(self) -> None:

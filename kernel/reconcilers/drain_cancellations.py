@@ -85,7 +85,7 @@ class DrainCancellations:
         fences = runs = 0
         try:
             while True:
-                if self._wakeups is None or not self._wakeups.stopping:
+                if not self._stopping:
                     for target in await self._open([*works, *left]):
                         work = works[target.fence.cancellation_id] = _Work(target)
                         running.add(asyncio.create_task(self._one(work)))
@@ -108,6 +108,10 @@ class DrainCancellations:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    @property
+    def _stopping(self) -> bool:
+        return self._wakeups is not None and self._wakeups.stopping
+
     async def _open(self, known: Sequence[UUID]) -> list[OpenFence]:
         """Fences to be taken up now."""
         async with self._database.read() as session:
@@ -122,7 +126,7 @@ class DrainCancellations:
             # What is small goes ahead of what is large.
             async with self._turns:
                 await self._drain.execute(target, at_most=SMALL, progress=work.progress)
-            if not (work.progress.drained or work.progress.busy or work.progress.waiting):
+            if not (work.progress.drained or work.progress.busy or work.progress.waiting or self._stopping):
                 async with self._large_turns:
                     await self._drain.execute(target, progress=work.progress)
         except DatabaseUnavailableError:

@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from kernel.commands.cancel_subtree import DEFAULT_REASON, CancelSubtree, CancelSubtreeCommand, ReadCancellation
-from service.dependencies import ExecuteDep, ReadDep, ServicesDep
+from service.dependencies import ExecuteDep, ServicesDep
 from service.wire import Answer, Body, Json, Text, make_router
 
 router = make_router("primitives")
@@ -98,7 +98,7 @@ async def cancel_subtree(body: CancelBody, principal: ExecuteDep, services: Serv
 
 
 @router.get("/internal/orchestration/cancellations/{cancellation_id}", response_model=CancellationAnswer)
-async def read_cancellation(cancellation_id: UUID, principal: ReadDep, services: ServicesDep) -> Json:
+async def read_cancellation(cancellation_id: UUID, principal: ExecuteDep, services: ServicesDep) -> Json:
     """How far a cancellation is."""
     found = await ReadCancellation(services.database, services.engine).execute(principal, cancellation_id)
     return Json(

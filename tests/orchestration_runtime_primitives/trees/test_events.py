@@ -7,10 +7,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
 
+from kernel.commands.read_events import BEGINNING, EventReaders, ReadEvents
+from kernel.domain.principal import Principal
+from kernel.policy.opa import OpaEngine
 from kernel.store.engine import Database
 from tests.kit import Api, Kit, Run, done, refused
 from tests.orchestration_runtime_primitives.trees.forest import Forest
@@ -240,3 +244,21 @@ async def test_hundreds_of_readers_hear_of_a_change(kit: Kit, api_url: str) -> N
         done(await kit.spawn(root, "k"))
         for received in await asyncio.gather(*readers):
             assert [event.event_id for event in received] == ["1.0", "2.0"]
+
+
+async def test_quiet_readers_get_a_heartbeat_and_all_are_let_go_when_the_service_stops(
+    kit: Kit, database: Database, opa_engine: OpaEngine
+) -> None:
+    root, _ = await kit.team()
+    stopping = asyncio.Event()
+    readers = EventReaders(database, stopping)
+    principal = Principal("tenant", UUID(kit.tenant_id), frozenset({"runs.read"}))
+    log = await ReadEvents(database, opa_engine, readers).open(principal, UUID(root.run_id))
+    heard: list[int] = []
+    async with asyncio.timeout(10):
+        async for events in log.follow(BEGINNING, beat_s=0.02):
+            heard.append(len(events))
+            if len(heard) == 3:
+                stopping.set()
+    assert heard == [1, 0, 0]
+    assert not log.is_over
