@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +19,31 @@ from kernel.store.engine import Database
 from tests.audit import audit
 from tests.kit import Kit, Run, done
 from tests.orchestration_runtime_primitives.trees.forest import Forest
+
+# A process that drains, slowly enough to be killed in the middle of it.
+DRAINING = """
+import asyncio, sys
+from uuid import UUID
+from kernel.commands.draining import Drain
+from kernel.store import drains
+from kernel.store.engine import Database
+
+drains.CHUNK_RUNS = 5
+cancel = drains.cancel
+
+async def telling(*args, **more):
+    print("chunk", flush=True)
+    return await cancel(*args, **more)
+
+async def main(url, tenant_id, cancellation_id):
+    drains.cancel = telling
+    database = Database(url)
+    async with database.read() as session:
+        target = await drains.open_fence(session, UUID(tenant_id), UUID(cancellation_id))
+    await Drain(database).execute(target)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 CANCEL = "/internal/orchestration/cancel-subtree"
 
@@ -51,10 +78,10 @@ class Storm:
 
     EXPECTED = frozenset({"run_cancelled", "caller_not_active", "policy_denied", "illegal_transition", "lease_lost"})
 
-    def __init__(self, kit: Kit, root: Run) -> None:
+    def __init__(self, kit: Kit, root: Run, seed: int) -> None:
         self._kit = kit
         self._root = root
-        self._rng = random.Random(7)
+        self._rng = random.Random(seed)
         self._parents = [root.run_id]
         self.refusals: Counter[str] = Counter()
 
@@ -95,11 +122,12 @@ class Storm:
             self._met(await self._kit.api.post(CANCEL, body))
 
 
+@pytest.mark.parametrize("seed", [7, 8, 9])
 async def test_of_spawns_claims_and_completions_that_race_with_cancels_nothing_escapes(
-    kit: Kit, database: Database
+    kit: Kit, database: Database, seed: int
 ) -> None:
     root, _ = await kit.team(max_depth=6, max_fanout=1000, max_children_total=2000)
-    storm = Storm(kit, root)
+    storm = Storm(kit, root, seed)
     await asyncio.gather(
         *(storm.spawn(number) for number in range(6)), storm.work(), storm.work(), storm.cancel(), storm.cancel()
     )
@@ -183,6 +211,33 @@ async def test_a_drain_that_dies_is_taken_up_by_another(
     assert await lineage_findings(database, kit) == []
     async with database.read() as session:
         assert await session.driver.fetchval("SELECT count(*) FROM pg_class WHERE relname LIKE 'drain_%'") == 0
+
+
+async def test_a_drain_whose_process_is_killed_is_taken_up_by_another(
+    kit: Kit, database: Database, database_url: str
+) -> None:
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    await forest.grow(root.run_id, worker, parents=[-1] * 600)
+    fence = await forest.fence(root.run_id, "run")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DRAINING, database_url, kit.tenant_id, str(fence.cancellation_id),
+        stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stdout is not None
+    for _ in range(5):
+        assert await process.stdout.readline() == b"chunk\n"
+    process.kill()
+    await process.wait()
+    assert await lineage_findings(database, kit) == []
+    before = (await state_of(database, kit, fence.cancellation_id)).cancelled_count
+    assert 0 < before < 601
+    reconciler = DrainCancellations(database)
+    async with asyncio.timeout(10):
+        while (await state_of(database, kit, fence.cancellation_id)).state == "draining":
+            await reconciler.run_once()
+    assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 601
+    assert await lineage_findings(database, kit) == []
 
 
 async def test_a_fence_on_a_large_tree_is_answered_before_it_is_drained(kit: Kit, database: Database) -> None:
