@@ -5,6 +5,9 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from kernel.commands.spawning.order import Spawned
+from kernel.store import actors
+from kernel.store.engine import Database
 from kernel.store.leases import Described
 
 
@@ -45,5 +48,25 @@ def token_of(tokens: RunTokens, tenant_id: UUID, run: Described) -> Issued:
         agent_id=run.agent_id,
         scopes=run.effective_scopes,
         depth=run.depth,
-        actors=(run.parent_run_id,) if run.parent_run_id is not None else (),
+        actors=run.actors,
     )
+
+
+async def tokens_of_children(
+    database: Database, tokens: RunTokens, tenant_id: UUID, spawned: Spawned
+) -> dict[UUID, Issued]:
+    """The tokens of children that their caller executes itself."""
+    async with database.read() as session:
+        chain = await actors.chain(session, tenant_id, spawned.parent_run_id)
+    return {
+        run_id: tokens.issue_run(
+            tenant_id=tenant_id,
+            run_id=run_id,
+            root_run_id=spawned.root_run_id,
+            agent_id=agent_id,
+            scopes=spawned.effective_scopes,
+            depth=spawned.depth,
+            actors=chain,
+        )
+        for run_id, agent_id in zip(spawned.run_ids, spawned.agent_ids, strict=True)
+    }

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from asyncpg import Record
 
+from kernel.store.actors import MAX_ACTORS
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.trees import TreeKey
 
@@ -69,12 +70,23 @@ RETURNING l.run_id, l.attempt, l.expires_at
 # All but the lease never changes, so this needs no lock.
 DESCRIBE = """
 SELECT r.run_id, r.root_run_id, r.parent_run_id, r.parent_node_id, r.depth, r.spawn_key, r.orchestration_group_id,
-  r.agent_id, a.slug AS agent_slug, r.effective_scopes, l.input::text AS input, d.deadline AS run_deadline
+  r.agent_id, a.slug AS agent_slug, r.effective_scopes, l.input::text AS input, d.deadline AS run_deadline,
+  c.actors
 FROM unnest($2::uuid[]) AS q (run_id)
 JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
 JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
 JOIN run_payloads l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
 LEFT JOIN run_deadlines d ON d.tenant_id = r.tenant_id AND d.run_id = r.run_id
+CROSS JOIN LATERAL (
+  WITH RECURSIVE up AS (
+    SELECT r.parent_run_id AS run_id, 1 AS hop
+    UNION ALL
+    SELECT p.parent_run_id, u.hop + 1
+    FROM up u JOIN agent_runs p ON p.tenant_id = $1 AND p.run_id = u.run_id
+    WHERE u.hop < $3
+  )
+  SELECT array_agg(run_id ORDER BY hop) FILTER (WHERE run_id IS NOT NULL) AS actors FROM up
+) c
 """
 
 HELD = """
@@ -163,6 +175,7 @@ class Described:
     effective_scopes: tuple[str, ...]
     input: str
     run_deadline: datetime | None
+    actors: tuple[UUID, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +235,7 @@ async def grant(
 
 async def describe(session: ReadSession, tenant_id: UUID, run_ids: Iterable[UUID]) -> dict[UUID, Described]:
     """What their workers are told of runs."""
-    rows = await session.driver.fetch(DESCRIBE, tenant_id, list(run_ids))
+    rows = await session.driver.fetch(DESCRIBE, tenant_id, list(run_ids), MAX_ACTORS)
     return {row["run_id"]: _described(row) for row in rows}
 
 
@@ -285,4 +298,5 @@ def _described(row: Record) -> Described:
         effective_scopes=tuple(row["effective_scopes"]),
         input=row["input"],
         run_deadline=row["run_deadline"],
+        actors=tuple(row["actors"] or ()),
     )

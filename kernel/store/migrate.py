@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 VERSION_TABLE = "remit_schema_version"
-MINIMUM_SERVER_VERSION = 150_000
+# `RETURNING old.…` is 18's.
+MINIMUM_SERVER_VERSION = 180_000
 # Two processes that start at once migrate one after the other.
 ADVISORY_LOCK = 0x52454D4954
 

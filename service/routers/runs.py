@@ -61,7 +61,7 @@ async def start_run(
         ),
     )
     if not started.idempotent:
-        services.wakeups.work_arrived(principal.tenant)
+        services.wakeups.work_arrived(principal.tenant, [started.agent_id])
     issued = services.tokens.issue_run(
         tenant_id=principal.tenant,
         run_id=started.run_id,

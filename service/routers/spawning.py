@@ -6,6 +6,7 @@ from uuid import UUID
 from fastapi import Header, Query
 from pydantic import Field, model_validator
 
+from kernel.commands.run_tokens import tokens_of_children
 from kernel.commands.spawning.order import ChildOrder, JoinOrder, Spawned, SpawnOrder, TargetRef
 from kernel.domain.events import Surface
 from kernel.domain.joins import FailurePolicy, JoinMode
@@ -162,7 +163,7 @@ async def spawn_run(
     if dry_run:
         return await _preview(services, order)
     spawned = await services.combiner.spawn(order)
-    return _answer(services, principal, order, spawned, {})
+    return await _answer(services, principal, order, spawned, {})
 
 
 @router.post("/internal/orchestration/spawn-group", response_model=SpawnGroupAnswer | PreviewAnswer)
@@ -194,7 +195,7 @@ async def spawn_group(
     if dry_run:
         return await _preview(services, order)
     spawned = await services.combiner.spawn(order)
-    return _answer(
+    return await _answer(
         services,
         principal,
         order,
@@ -207,11 +208,11 @@ async def spawn_group(
     )
 
 
-def _answer(
+async def _answer(
     services: Services, principal: Principal, order: SpawnOrder, spawned: Spawned, more: dict[str, object]
 ) -> Json:
     if order.background and not spawned.idempotent:
-        services.wakeups.work_arrived(principal.tenant)
+        services.wakeups.work_arrived(principal.tenant, spawned.agent_ids)
     answer: dict[str, object] = {
         "spawned_run_ids": spawned.run_ids,
         "accepted_policy_snapshot": spawned.snapshot,
@@ -231,18 +232,8 @@ def _answer(
         **more,
     }
     if not order.background:
-        answer["run_tokens"] = {
-            str(run_id): services.tokens.issue_run(
-                tenant_id=order.tenant_id,
-                run_id=run_id,
-                root_run_id=spawned.root_run_id,
-                agent_id=agent_id,
-                scopes=spawned.effective_scopes,
-                depth=spawned.depth,
-                actors=(spawned.parent_run_id,),
-            ).token
-            for run_id, agent_id in zip(spawned.run_ids, spawned.agent_ids, strict=True)
-        }
+        issued = await tokens_of_children(services.database, services.tokens, order.tenant_id, spawned)
+        answer["run_tokens"] = {str(run_id): token.token for run_id, token in issued.items()}
     return Json(answer, headers={"X-Idempotency-Reused": "true"} if spawned.idempotent else None)
 
 

@@ -1,0 +1,93 @@
+"""The tokens of runs: what they say, and that they never reach beyond their run."""
+
+import jwt
+
+from tests.kit import Kit, Run, done, refused
+
+
+async def chain_of_runs(kit: Kit, length: int) -> list[Run]:
+    """A root and below it a chain of runs, each executed by the one above."""
+    root, _ = await kit.team(max_depth=length)
+    runs = [root]
+    for depth in range(1, length + 1):
+        answer = done(
+            await kit.spawn(
+                runs[-1], f"d{depth}", "orchestrator", start_background=False, scope_subset=["agents.execute", "read"]
+            )
+        )
+        run_id = answer["spawned_run_ids"][0]
+        runs.append(Run(run_id, answer["run_tokens"][run_id], root.agent_id))
+    return runs
+
+
+async def test_a_token_names_its_run_and_the_chain_of_actors_above_it(kit: Kit) -> None:
+    runs = await chain_of_runs(kit, 3)
+    claims = jwt.decode(runs[3].token, options={"verify_signature": False})
+    assert claims["run"] == runs[3].run_id
+    assert claims["root"] == runs[0].run_id
+    assert claims["ten"] == kit.tenant_id
+    assert claims["agt"] == runs[0].agent_id
+    assert claims["scp"] == ["agents.execute", "read"]
+    assert claims["dep"] == 3
+    chain, act = [], claims["act"]
+    while act:
+        chain.append(act["sub"])
+        act = act.get("act")
+    assert chain == [f"run:{run.run_id}" for run in reversed(runs[:3])]
+    assert jwt.get_unverified_header(runs[3].token)["alg"] == "EdDSA"
+
+
+async def test_a_claimed_run_has_the_same_chain(kit: Kit) -> None:
+    runs = await chain_of_runs(kit, 2)
+    done(await kit.spawn(runs[1], "work"))
+    work = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "wait_s": 10}))["runs"][0]
+    claims = jwt.decode(work["run_token"], options={"verify_signature": False})
+    assert claims["act"] == {"sub": f"run:{runs[1].run_id}", "act": {"sub": f"run:{runs[0].run_id}"}}
+
+
+async def test_a_run_that_has_ended_repeats_and_reads_but_acts_no_more(kit: Kit) -> None:
+    root, _ = await kit.team()
+    first = done(await kit.spawn(root, "a"))
+    as_run = kit.api.acting_with(root.token)
+    done(await as_run.post(f"/agents/runs/{root.run_id}/status", {"status": "completed"}))
+    assert done(await kit.spawn(root, "a"))["spawned_run_ids"] == first["spawned_run_ids"]
+    assert done(await as_run.get(f"/agents/runs/{root.run_id}"))["status"] == "completed"
+    refused(await kit.spawn(root, "b"), 409, "caller_not_active")
+
+
+async def test_a_run_that_was_cancelled_repeats_but_acts_no_more(kit: Kit) -> None:
+    root, _ = await kit.team()
+    first = done(await kit.spawn(root, "a"))
+    body = {"caller_run_id": root.run_id, "run_id": root.run_id}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    assert done(await kit.spawn(root, "a"))["spawned_run_ids"] == first["spawned_run_ids"]
+    refused(await kit.spawn(root, "b"), 409, "run_cancelled")
+
+
+async def test_a_run_without_the_scope_cannot_call_the_primitives(kit: Kit) -> None:
+    root, _ = await kit.team()
+    answer = done(await kit.spawn(root, "a", "orchestrator", start_background=False, scope_subset=["read"]))
+    run_id = answer["spawned_run_ids"][0]
+    refused(await kit.spawn(Run(run_id, answer["run_tokens"][run_id], ""), "b"), 403, "forbidden")
+
+
+async def test_a_runs_token_starts_no_tree_of_its_own(kit: Kit) -> None:
+    root, _ = await kit.team()
+    body = {"requested_scopes": []}
+    refused(await kit.api.acting_with(root.token).post(f"/agents/{root.agent_id}/runs", body), 403, "forbidden")
+
+
+async def test_a_root_holds_what_the_tenants_token_may_delegate_and_no_more(kit: Kit) -> None:
+    agent_id = await kit.orchestrator()
+    token = done(
+        await kit.admin.post(
+            f"/tenants/{kit.tenant_id}/tokens", {"scopes": ["agents.execute"], "delegable_scopes": ["read"]}
+        )
+    )["token"]
+    limited = kit.api.acting_with(token)
+    done(await limited.post(f"/agents/{agent_id}/runs", {"requested_scopes": ["read"]}))
+    problem = refused(
+        await limited.post(f"/agents/{agent_id}/runs", {"requested_scopes": ["read", "write"]}), 403, "policy_denied"
+    )
+    assert problem["reasons"][0]["code"] == "scope_exceeds_caller"
+    assert problem["reasons"][0]["scopes"] == ["write"]
