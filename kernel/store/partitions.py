@@ -229,7 +229,7 @@ async def _make(database: Database, table: Table, wanted: Partition) -> Ensured:
         await execute(f"LOCK TABLE {default_of(table)} IN ACCESS EXCLUSIVE MODE")
         moved += _count(await execute(move))
         await execute(f"ALTER TABLE {table} ATTACH PARTITION {wanted.name} FOR VALUES FROM ('{start}') TO ('{end}')")
-    log.info("a partition was made", partition=wanted.name, moved=moved)
+    log.debug("a partition was made", partition=wanted.name, moved=moved)
     return Ensured(created=1, moved=moved)
 
 
