@@ -237,7 +237,16 @@ def _orchestrator(row: Row) -> Orchestrator:
         tenant=tenant_facts(row, UUID(row["tenant_id"])),
         revision=row["revision"],
         policy=policy,
-        allowlist=tuple(AllowlistEntryFacts.model_construct(**entry) for entry in row["allowlist"] or ()),
+        allowlist=tuple(_entry(entry) for entry in row["allowlist"] or ()),
+    )
+
+
+def _entry(row: Row) -> AllowlistEntryFacts:
+    target = row["target_agent_id"]
+    return AllowlistEntryFacts.model_construct(
+        target_agent_id=UUID(target) if target is not None else None,
+        target_agent_slug=row["target_agent_slug"],
+        capability_tag=row["capability_tag"],
     )
 
 
