@@ -270,7 +270,8 @@ class Route(Config):
     """A way out that is taken when the value is one of these."""
 
     name: Handle
-    equals: Annotated[tuple[JsonValue, ...], Field(max_length=256)] = ()
+    # What was put into its form above is no longer JSON, where a list is a tuple.
+    equals: Annotated[tuple[JsonValue, ...], Field(max_length=256, strict=False)] = ()
 
 
 class RouterConfig(Config):
