@@ -30,6 +30,15 @@ CANCEL_DRAIN_SECONDS = Histogram(
 CANCELLED_RUNS = Counter("remit_cancelled_runs", "Runs cancelled by fences.", ["tenant"])
 CANCEL_BACKLOG_RUNS = Gauge("remit_cancel_backlog_runs", "Runs under a fence that are not drained yet.")
 LEASES_EXPIRED = Counter("remit_leases_expired", "Leases that ran out.", ["tenant"])
+LEASES_LOST = Counter(
+    "remit_leases_lost", "Calls by workers with a lease that is not theirs (any more).", ["tenant", "action"]
+)
+FENCED_CALLS = Counter(
+    "remit_fenced_calls",
+    "Calls refused because a fence covers the run they act as: escapes prevented.",
+    ["tenant", "action"],
+)
+POLICY_FAILURES = Counter("remit_policy_failures", "Questions without an answer that counts, by cause.", ["cause"])
 POLICY_ENGINE_UP = Gauge("remit_policy_engine_up", "1 while the policy engine answers.")
 POLICY_BUNDLE_INFO = Gauge("remit_policy_bundle_info", "1 for the revision of the active bundle.", ["revision"])
 HTTP_REQUEST_SECONDS = Histogram(
@@ -40,7 +49,7 @@ RECONCILER_LAST_RUN_SECONDS = Gauge(
     "remit_reconciler_last_run_seconds", "Unix time of a loop's last success.", ["loop"]
 )
 RECONCILER_ROWS_SET_ASIDE = Gauge(
-    "remit_reconciler_rows_set_aside", "Rows that a loop leaves alone for now because it failed on them.", ["loop"]
+    "remit_reconciler_set_aside_rows", "Rows that a loop leaves alone for now because it failed on them.", ["loop"]
 )
 
 _tenant_labels: set[str] = set()

@@ -3,6 +3,9 @@
 import asyncio
 import signal
 
+from prometheus_client import REGISTRY, start_http_server
+
+from kernel import metrics
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 from service.loops import loops_of
@@ -18,6 +21,10 @@ async def reconcile(settings: Settings, progress: Progress) -> None:
     """
     if settings.database_url is None:
         raise NoDatabaseError("REMIT_DATABASE_URL is not set: which database is to be reconciled?")
+    # No policy is asked here: a gauge that says 0 would read as an engine that is down.
+    REGISTRY.unregister(metrics.POLICY_ENGINE_UP)
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, settings.metrics_host)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

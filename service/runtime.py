@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import structlog
+from prometheus_client import REGISTRY
+
 from kernel import metrics
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
@@ -20,6 +23,7 @@ from kernel.wakeups import Wakeups
 from service.dependencies import Services
 from service.embedded.opa import BundleService, EmbeddedOpa, find_or_build_opa
 from service.embedded.postgres import EmbeddedPostgres
+from service.opa_metrics import OpaCollector
 from service.policy_delivery import BundlePublisher, OpaStatuses
 from service.settings import Settings
 from service.tokens import KeyRing, Tokens, read_or_make_secret
@@ -29,6 +33,8 @@ WATCH_INTERVAL_S = 1.0
 SPARE_CONNECTIONS = 40
 
 Progress = Callable[[str], None]
+
+log = structlog.get_logger()
 
 
 class NoDatabaseError(Exception):
@@ -77,11 +83,13 @@ async def policy_of(settings: Settings, progress: Progress) -> AsyncIterator[Pol
     with as_file(files("policies")) as packaged:
         publisher = BundlePublisher(opa, settings.policy_dir or packaged, key)
         await publisher.start()
+        statuses = OpaStatuses()
+        collector = OpaCollector(statuses)
+        REGISTRY.register(collector)
         try:
-            yield PolicyDelivery(
-                publisher, OpaStatuses(), read_or_make_secret(settings.data_dir / "bundle-token", token)
-            )
+            yield PolicyDelivery(publisher, statuses, read_or_make_secret(settings.data_dir / "bundle-token", token))
         finally:
+            REGISTRY.unregister(collector)
             await publisher.stop()
 
 
@@ -119,6 +127,7 @@ async def engine_of(
                 known_revisions=delivery.publisher.known_revisions,
                 bundle_age_s=delivery.statuses.bundle_age_s,
                 max_bundle_age_s=max_age,
+                on_failure=lambda cause: metrics.POLICY_FAILURES.labels(cause).inc(),
             )
         )
 
@@ -174,11 +183,15 @@ async def services_of(
 async def _keep_watch(database: Database, engine: OpaEngine, active_runs: ActiveRuns) -> None:
     """Refresh what is shown and bounded by the second."""
     while True:
-        metrics.POLICY_ENGINE_UP.set(1 if await engine.is_ready() else 0)
-        metrics.DB_POOL_IN_USE.set(database.in_use())
-        # An outage is told by readiness and by every request; the totals wait for its end.
-        with suppress(DatabaseUnavailableError):
-            await active_runs.refresh()
+        try:
+            metrics.POLICY_ENGINE_UP.set(1 if await engine.is_ready() else 0)
+            metrics.DB_POOL_IN_USE.set(database.in_use())
+            # An outage is told by readiness and by every request; the totals wait for its end.
+            with suppress(DatabaseUnavailableError):
+                await active_runs.refresh()
+        except Exception:
+            # Whatever it was, gauges and bounds that stand still would be worse.
+            log.exception("the totals could not be refreshed")
         await asyncio.sleep(WATCH_INTERVAL_S)
 
 

@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     event_retention_days: int | None = Field(
         None, ge=1, description="How long events of ended trees are kept; unset: for ever."
     )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Where `remit reconcile` serves its metrics; the API has them at /metrics."
+    )
+    metrics_host: str = Field("127.0.0.1", description="The address for REMIT_METRICS_PORT.")
     log_format: Literal["json", "console"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -18,6 +18,9 @@ TRACEPARENT_PARTS = 4
 TRACE_ID_LENGTH = 32
 MAX_REQUEST_ID = 128
 UNMATCHED = "unmatched"
+# What a client may call a method is without bound; what is measured is not.
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+OTHER_METHODS = "other"
 
 log = structlog.get_logger()
 
@@ -68,7 +71,8 @@ class Telemetry:
             if not answered:
                 raise
         finally:
-            metrics.HTTP_REQUEST_SECONDS.labels(scope["method"], route_template(scope), str(status)).observe(
+            method = scope["method"] if scope["method"] in METHODS else OTHER_METHODS
+            metrics.HTTP_REQUEST_SECONDS.labels(method, route_template(scope), str(status)).observe(
                 time.perf_counter() - started
             )
             structlog.contextvars.clear_contextvars()

@@ -5,9 +5,15 @@ from datetime import UTC, datetime
 from time import perf_counter
 from uuid import UUID
 
-from kernel import metrics
 from kernel.commands.spawning.question import check_active, principal_facts
-from kernel.commands.spawning.refusals import count_decisions, denial_data, denied, under_fence
+from kernel.commands.spawning.refusals import (
+    count_decisions,
+    count_refusal,
+    count_surface,
+    denial_data,
+    denied,
+    under_fence,
+)
 from kernel.domain.errors import ForbiddenError, NotFoundError, PolicyUnavailableError, RemitError
 from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence
@@ -71,8 +77,8 @@ class Standing:
         """Whether the calling run may still act; true where nobody calls."""
         return self.caller is None or RunStatus(self.caller.status) in ACTIVE
 
-    def check_caller_active(self) -> None:
-        """Check that the calling run may still act.
+    def check_caller_active(self, action: Action) -> None:
+        """Check that the calling run may still act; a refusal under a fence is counted by `action`.
 
         Raises:
             RunCancelledError: when it was cancelled, or a fence covers it.
@@ -80,9 +86,13 @@ class Standing:
         """
         if self.caller is None:
             return
-        if self.caller_fence is not None:
-            raise under_fence(self.caller.run_id, self.caller_fence)
-        check_active(self.caller)
+        try:
+            if self.caller_fence is not None:
+                raise under_fence(self.caller.run_id, self.caller_fence)
+            check_active(self.caller)
+        except RemitError as error:
+            count_refusal(error, self.tenant.slug, action.value)
+            raise
 
 
 async def subject_facts(
@@ -236,14 +246,6 @@ def refusal_of(record: DecisionRecord) -> RemitError:
             f"{record.action} refused: {said}", decision_id=str(record.decision_id), reasons=record.reasons
         )
     return denied(record)
-
-
-def count_surface(asked: DecisionInput) -> None:
-    """Count a request by its surface."""
-    enabled = getattr(asked.tenant.flags, asked.surface.value)
-    metrics.SURFACE_REQUESTS.labels(
-        metrics.tenant_label(asked.tenant.slug), asked.surface.value, str(enabled).lower()
-    ).inc()
 
 
 def _standing(row: Row, tenant_id: UUID, covered: dict[tuple[UUID, UUID], Fence]) -> Standing:

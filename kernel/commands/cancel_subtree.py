@@ -103,7 +103,7 @@ class CancelSubtreeCommand:
                 session, principal, request.run_id, caller_run_id=request.caller_run_id
             )
             if not standing.caller_is_active and await _earlier(session, standing, request) is None:
-                standing.check_caller_active()
+                standing.check_caller_active(Action.CANCEL_SUBTREE)
         asked = asking.question(
             standing,
             principal,
@@ -128,7 +128,7 @@ class CancelSubtreeCommand:
             now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
             earlier = await _earlier(session, now, request)
             if earlier is None:
-                now.check_caller_active()
+                now.check_caller_active(Action.CANCEL_SUBTREE)
                 fence = await set_fence(
                     session,
                     tree,

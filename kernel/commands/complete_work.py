@@ -12,6 +12,7 @@ from kernel.commands.aftermath import Aftermath
 from kernel.commands.ending import Ending, end_runs
 from kernel.commands.lanes import Lanes
 from kernel.commands.reporting import LockedRun, Reported, is_repeat, lease_lost, was_cancelled
+from kernel.commands.spawning.refusals import count_refusal
 from kernel.domain.errors import ForbiddenError, NotFoundError, RemitError
 from kernel.domain.fences import Fence
 from kernel.domain.principal import Principal
@@ -21,6 +22,9 @@ from kernel.store.engine import Database, WriteSession
 from kernel.store.runs import Run
 from kernel.store.trees import LockedTree, TreeKey
 from kernel.wakeups import Wakeups
+
+# The name under which refusals are counted.
+ACTION = "complete_work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,9 @@ class CompleteWorkCommand:
                     answers.append(error)
             aftermath, finalized_at = await ending.write(session, tree, known)
         aftermath.tell(self._wakeups)
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, RemitError):
+                count_refusal(answer, known[request.run_id].tenant_slug, ACTION)
         return [
             answer or Reported(request.run_id, request.status, finalized_at[request.run_id])
             for request, answer in zip(requests, answers, strict=True)

@@ -101,7 +101,7 @@ class EvaluateAndReplanCommand:
             standing = await asking.subject_facts(
                 session, principal, request.run_id, caller_run_id=request.caller_run_id
             )
-            standing.check_caller_active()
+            standing.check_caller_active(Action.EVALUATE_AND_REPLAN)
             outcomes = await _outcomes(session, standing)
         asked = asking.question(
             standing,
@@ -121,7 +121,7 @@ class EvaluateAndReplanCommand:
         async with self._database.write() as session:
             await trees.lock_one(session, tenant_id, standing.subject_root_run_id)
             now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
-            now.check_caller_active()
+            now.check_caller_active(Action.EVALUATE_AND_REPLAN)
             if now.replan_attempts != attempts:
                 return None
             if verdict.needs_replan:

@@ -1,5 +1,6 @@
 """Heartbeat: a worker keeps the leases that it holds, and hears which of its runs to stop."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -7,12 +8,13 @@ from enum import StrEnum
 from itertools import islice
 from uuid import UUID
 
+from kernel import metrics
 from kernel.commands.run_tokens import RunTokens, token_of
 from kernel.domain.errors import ForbiddenError
 from kernel.domain.fences import Fence, covering
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
-from kernel.store import fences, leases, runs, trees
+from kernel.store import catalog, fences, leases, runs, trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.leases import Held
 from kernel.store.trees import LockedTree, TreeKey
@@ -21,6 +23,8 @@ from kernel.store.trees import LockedTree, TreeKey
 MAX_TREES = 32
 # A fresh token when a tenth of its life is left.
 TOKEN_MARGIN = 0.1
+# The name under which refusals are counted.
+ACTION = "heartbeat"
 
 
 class LeaseStatus(StrEnum):
@@ -108,7 +112,23 @@ class HeartbeatCommand:
         await self._sign(tenant_id, gathered)
         for run_id, expires_at in gathered.renewed.items():
             gathered.answers.setdefault(run_id, LeaseAnswer(run_id, LeaseStatus.CONTINUE, expires_at=expires_at))
-        return [gathered.answers.get(ref.run_id, LeaseAnswer(ref.run_id, LeaseStatus.LOST)) for ref in request.leases]
+        answers = [
+            gathered.answers.get(ref.run_id, LeaseAnswer(ref.run_id, LeaseStatus.LOST)) for ref in request.leases
+        ]
+        await self._count(tenant_id, answers)
+        return answers
+
+    async def _count(self, tenant_id: UUID, answers: Sequence[LeaseAnswer]) -> None:
+        """Count the leases that are not renewed."""
+        refused = Counter(answer.status for answer in answers if answer.status is not LeaseStatus.CONTINUE)
+        if not refused:
+            return
+        async with self._database.read() as session:
+            tenant = await catalog.find_tenant(session, tenant_id)
+        if tenant is not None:
+            label = metrics.tenant_label(str(tenant["slug"]))
+            metrics.FENCED_CALLS.labels(label, ACTION).inc(refused[LeaseStatus.CANCEL])
+            metrics.LEASES_LOST.labels(label, ACTION).inc(refused[LeaseStatus.LOST])
 
     async def _renew(
         self, tenant_id: UUID, part: Sequence[UUID], wanted: dict[UUID, UUID], extend_s: int, gathered: _Gathered

@@ -85,7 +85,7 @@ class JoinCommand:
             closed = await _is_closed(session, group)
         wanted, timeout_s = _wanted(request, group)
         if not closed:
-            standing.check_caller_active()
+            standing.check_caller_active(Action.JOIN)
         asked = _question(principal, request, standing)
         evaluated = await asking.ask(self._database, self._engine, asked)
         if not evaluated.decision.allow:
@@ -118,7 +118,7 @@ class JoinCommand:
             tree = await trees.lock_one(session, group.tenant_id, group.root_run_id)
             now = await _load(session, group.tenant_id, group.group_id)
             if not await _is_closed(session, now):
-                (await _standing(session, principal, request, now)).check_caller_active()
+                (await _standing(session, principal, request, now)).check_caller_active(Action.JOIN)
                 aftermath = await _change(session, tree, request, now)
                 await trees.advance(session, tree)
             await decisions.append(session, record)

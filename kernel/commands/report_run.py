@@ -8,12 +8,16 @@ from kernel.commands.aftermath import Aftermath
 from kernel.commands.ending import Ending, end_runs
 from kernel.commands.lifecycle import Change, lifecycle_event
 from kernel.commands.reporting import LockedRun, Reported, is_repeat, lease_lost, locked_run, was_cancelled
-from kernel.domain.errors import ForbiddenError, InvalidRequestError, LeaseLostError
+from kernel.commands.spawning.refusals import count_refusal
+from kernel.domain.errors import ForbiddenError, InvalidRequestError, LeaseLostError, RemitError
 from kernel.domain.principal import Principal
 from kernel.domain.run import REPORTABLE, TERMINAL, RunStatus, check_transition
 from kernel.store import events, fences, runs, trees
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
+
+# The name under which refusals are counted.
+ACTION = "report_run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,11 @@ class ReportRunCommand:
             )
         await self._check_reach(principal, request.run_id)
         async with locked_run(self._database, principal.tenant, request.run_id) as locked:
-            aftermath, reported = await _step(locked, request)
+            try:
+                aftermath, reported = await _step(locked, request)
+            except RemitError as error:
+                count_refusal(error, locked.run.tenant_slug, ACTION)
+                raise
         aftermath.tell(self._wakeups)
         return reported
 

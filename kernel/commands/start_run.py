@@ -9,7 +9,7 @@ import orjson
 from kernel import metrics
 from kernel.commands.spawning.order import digest
 from kernel.commands.spawning.question import principal_facts
-from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, denied, facts_changed
+from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, count_surface, denied, facts_changed
 from kernel.domain.errors import NotFoundError, PolicyUnavailableError, SpawnKeyConflictError
 from kernel.domain.events import EventType, Surface
 from kernel.domain.principal import Principal
@@ -74,7 +74,7 @@ class StartRunCommand:
             FactsChangedError: when the agent changed three times in between.
         """
         tenant_id = principal.tenant
-        for _ in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             async with self._database.read() as session:
                 if request.idempotency_key is not None:
                     earlier = await roots.earlier(session, tenant_id, request.agent_id, request.idempotency_key)
@@ -84,6 +84,8 @@ class StartRunCommand:
             if facts is None:
                 raise NotFoundError(f"agent_id: there is no agent {request.agent_id}")
             question = _question(principal, request, facts)
+            if attempt == 0:
+                count_surface(question)
             started = await self._commit(request, question, await self._ask(question), facts)
             if started is not None:
                 return started
@@ -127,6 +129,7 @@ class StartRunCommand:
             raise denied(record)
         label = metrics.tenant_label(question.tenant.slug)
         metrics.SPAWNED_RUNS.labels(label, question.surface.value).inc()
+        metrics.RUN_TRANSITIONS.labels(label, started.status.value).inc()
         return started
 
 

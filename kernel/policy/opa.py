@@ -2,8 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from time import perf_counter
 from types import TracebackType
 from typing import ClassVar, Literal, NamedTuple, Self
@@ -14,6 +14,7 @@ import orjson
 from opa_client.opa_async import AsyncOpaClient
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from kernel import metrics
 from kernel.domain.errors import PolicyUnavailableError
 from kernel.policy.contract import Decision, DecisionInput, DecisionInputs
 from kernel.policy.engine import Evaluated
@@ -138,7 +139,8 @@ class OpaEngine:
         Raises:
             PolicyUnavailableError: there is no well-formed answer of a bundle that may answer.
         """
-        envelope, seconds = await self._ask(question, "decision")
+        with _timed([question]):
+            envelope, seconds = await self._ask(question, "decision")
         revision = self._revision(envelope)
         try:
             decision = Decision.model_validate(self._result(envelope))
@@ -157,7 +159,8 @@ class OpaEngine:
             raise ValueError(f"{len(questions)} questions at once; at most {MAX_QUESTIONS} are answered together.")
         if not questions:
             return []
-        envelope, seconds = await self._ask(DecisionInputs(requests=tuple(questions)), "decisions")
+        with _timed(questions):
+            envelope, seconds = await self._ask(DecisionInputs(requests=tuple(questions)), "decisions")
         revision = self._revision(envelope)
         try:
             decisions = _DECISIONS.validate_python(self._result(envelope))
@@ -235,6 +238,18 @@ class OpaEngine:
         if self._on_failure is not None:
             self._on_failure(cause)
         return PolicyUnavailableError(message, cause=cause)
+
+
+@contextmanager
+def _timed(questions: Sequence[DecisionInput]) -> Iterator[None]:
+    """Measure how long each question waited for its answer, or for the end of the patience."""
+    started = perf_counter()
+    try:
+        yield
+    finally:
+        seconds = perf_counter() - started
+        for question in questions:
+            metrics.DECISION_SECONDS.labels(question.action.value).observe(seconds)
 
 
 class _BundleProvenance(BaseModel):

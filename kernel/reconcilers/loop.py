@@ -56,6 +56,8 @@ class Loop:
     async def start(self) -> None:
         """Begin."""
         self._stopping = False
+        # A loop that never succeeds shows itself by a time in 1970, instead of by nothing.
+        metrics.RECONCILER_LAST_RUN_SECONDS.labels(self.name)
         self._task = asyncio.create_task(self._run(), name=f"loop {self.name}")
 
     async def stop(self) -> None:

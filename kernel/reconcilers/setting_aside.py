@@ -29,6 +29,7 @@ class SetAside:
         self._aside_s = aside_s
         self._clock = clock
         self._until: dict[UUID, float] = {}
+        self._measure()
 
     def add(self, row_ids: Sequence[UUID], error: BaseException) -> None:
         """Leave rows alone for a while."""

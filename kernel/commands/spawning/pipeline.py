@@ -14,11 +14,18 @@ from kernel import metrics
 from kernel.commands.spawning import order as orders
 from kernel.commands.spawning.order import Spawned, SpawnOrder
 from kernel.commands.spawning.question import Prepared, prepare
-from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, facts_changed, under_fence
+from kernel.commands.spawning.refusals import (
+    MAX_ATTEMPTS,
+    count_decisions,
+    count_refusal,
+    count_surface,
+    facts_changed,
+    under_fence,
+)
 from kernel.commands.spawning.verdicts import Outcome, Shifted, Verdicts, tree_key
 from kernel.domain.errors import PolicyUnavailableError, RemitError, SpawnKeyConflictError
+from kernel.domain.run import RunStatus
 from kernel.policy import records
-from kernel.policy.contract import DecisionInput
 from kernel.policy.engine import Evaluated, PolicyEngine
 from kernel.store import decisions, fences, spawn_facts, spawn_writes, trees
 from kernel.store.engine import Database
@@ -37,6 +44,7 @@ class _Batch:
     orders: Sequence[SpawnOrder]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
+    counted: set[int] = field(default_factory=set)
 
     def pending(self) -> list[int]:
         return [number for number in range(len(self.orders)) if number not in self.outcomes]
@@ -98,8 +106,9 @@ class SpawnPipeline:
         if not questions:
             return {}
         asked = [prepared.question for prepared in questions.values()]
-        for question in asked:
-            _count_surface(question)
+        for number in questions.keys() - work.counted:
+            count_surface(questions[number].question)
+            work.counted.add(number)
         try:
             if len(asked) == 1:
                 answers = [await self._engine.decide(asked[0])]
@@ -158,10 +167,7 @@ class SpawnPipeline:
         work.outcomes.update(settled)
         count_decisions(writes.decisions)
         for number, outcome in settled.items():
-            if isinstance(outcome, Spawned) and not outcome.idempotent:
-                prepared = questions[number]
-                label = metrics.tenant_label(prepared.caller.tenant.slug)
-                metrics.SPAWNED_RUNS.labels(label, prepared.order.surface.value).inc(len(outcome.run_ids))
+            _count(questions[number], outcome)
 
 
 def _wanted(batch: Iterable[SpawnOrder]) -> Wanted:
@@ -190,6 +196,9 @@ def _prepare(work: _Batch, pending: list[int], facts: SpawnFacts) -> dict[int, P
                 questions[number] = prepare(order, facts)
         except RemitError as error:
             work.outcomes[number] = error
+            caller = facts.callers.get((order.tenant_id, order.caller_run_id))
+            if caller is not None:
+                count_refusal(error, caller.tenant.slug, order.action.value)
     return questions
 
 
@@ -203,8 +212,13 @@ def _conflict(order: SpawnOrder, error: pg.IntegrityConstraintViolationError) ->
     raise error
 
 
-def _count_surface(question: DecisionInput) -> None:
-    enabled = getattr(question.tenant.flags, question.surface.value)
-    metrics.SURFACE_REQUESTS.labels(
-        metrics.tenant_label(question.tenant.slug), question.surface.value, str(enabled).lower()
-    ).inc()
+def _count(prepared: Prepared, outcome: Outcome) -> None:
+    """Count what has become of an order, and cannot change any more."""
+    order, slug = prepared.order, prepared.caller.tenant.slug
+    if isinstance(outcome, RemitError):
+        count_refusal(outcome, slug, order.action.value)
+    elif not outcome.idempotent:
+        label, count = metrics.tenant_label(slug), len(outcome.run_ids)
+        metrics.SPAWNED_RUNS.labels(label, order.surface.value).inc(count)
+        begun = RunStatus.QUEUED if order.background else RunStatus.RUNNING
+        metrics.RUN_TRANSITIONS.labels(label, begun.value).inc(count)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from kernel import metrics
-from kernel.domain.errors import FactsChangedError, PolicyDeniedError, RunCancelledError
+from kernel.domain.errors import FactsChangedError, LeaseLostError, PolicyDeniedError, RemitError, RunCancelledError
 from kernel.domain.fences import Fence
+from kernel.policy.contract import DecisionInput
 from kernel.policy.records import DecisionRecord
 
 # How often the catalog may change under a call before it is told so.
@@ -53,3 +54,19 @@ def count_decisions(decided: Sequence[DecisionRecord]) -> None:
         if record.outcome != "allow":
             for reason in record.reasons:
                 metrics.DENIALS.labels(label, record.action, record.surface, str(reason["code"])).inc()
+
+
+def count_refusal(error: RemitError, tenant_slug: str, action: str) -> None:
+    """Count a call that was refused because of a fence, or for want of the lease; others are counted elsewhere."""
+    if isinstance(error, RunCancelledError):
+        metrics.FENCED_CALLS.labels(metrics.tenant_label(tenant_slug), action).inc()
+    elif isinstance(error, LeaseLostError):
+        metrics.LEASES_LOST.labels(metrics.tenant_label(tenant_slug), action).inc()
+
+
+def count_surface(question: DecisionInput) -> None:
+    """Count a request by its surface, and by whether the tenant has it on; once, however often policy is asked."""
+    enabled = getattr(question.tenant.flags, question.surface.value)
+    metrics.SURFACE_REQUESTS.labels(
+        metrics.tenant_label(question.tenant.slug), question.surface.value, str(enabled).lower()
+    ).inc()
