@@ -431,16 +431,22 @@ async def test_every_answer_is_as_the_model_predicts(api_url: str, database: Dat
         assert await audit(session.driver) == []
 
 
-@pytest.mark.torture
-@pytest.mark.timeout(3600)
-async def test_scopes_only_shrink_along_any_chain_of_delegations(api_url: str, database: Database) -> None:
-    client = Client(api_url)
+def delegator(client: Client) -> tuple[str, str]:
+    """A tenant with an agent that may spawn itself, as deep as a chain may get."""
     tenant_id = client.become_tenant()
     agent_id = client.call("POST", "/agents", {"slug": "one", "name": "one", "kind": "external"}).json()["agent_id"]
     client.call("POST", f"/agents/{agent_id}/publish")
     limits = {"max_depth": CHAIN, "max_fanout": 1_000_000, "max_children_total": 1_000_000}
     client.call("PUT", f"/agents/{agent_id}/orchestrator-policy", limits)
     client.call("PUT", f"/agents/{agent_id}/allowlist", {"entries": [{"target_agent_slug": "one"}]})
+    return tenant_id, agent_id
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+async def test_scopes_only_shrink_along_any_chain_of_delegations(api_url: str, database: Database) -> None:
+    client = Client(api_url)
+    tenant_id, agent_id = await asyncio.to_thread(delegator, client)
     wide = st.sets(st.sampled_from(SCOPES), min_size=2).map(sorted)
     reached: Counter[int] = Counter()
 
