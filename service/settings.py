@@ -39,7 +39,7 @@ class Settings(BaseSettings):
         256, ge=1, description="Requests of one tenant that one process works on at once."
     )
     tenant_max_active_runs: int = Field(1_000_000, ge=1, description="Active runs of one tenant, softly.")
-    spawn_lanes: int = Field(3, ge=1, le=32, description="Batches of spawns in flight.")
+    spawn_lanes: int = Field(2, ge=1, le=32, description="Batches of spawns in flight.")
     decision_retention_days: int = Field(30, ge=1, description="How long decisions are kept on record.")
     event_retention_days: int | None = Field(
         None, ge=1, description="How long events of ended trees are kept; unset: for ever."

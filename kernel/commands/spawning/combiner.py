@@ -43,7 +43,7 @@ class SpawnCombiner:
         self,
         pipeline: SpawnPipeline,
         *,
-        lanes: int = 3,
+        lanes: int = 2,
         max_waiting_per_tenant: int = 256,
         active_runs: ActiveRuns | None = None,
     ) -> None:
