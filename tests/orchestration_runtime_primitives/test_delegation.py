@@ -73,7 +73,7 @@ async def test_a_run_without_the_scope_cannot_call_the_primitives(kit: Kit) -> N
 
 async def test_a_runs_token_starts_no_tree_of_its_own(kit: Kit) -> None:
     root, _ = await kit.team()
-    body = {"requested_scopes": []}
+    body: dict[str, object] = {"requested_scopes": []}
     refused(await kit.api.acting_with(root.token).post(f"/agents/{root.agent_id}/runs", body), 403, "forbidden")
 
 
