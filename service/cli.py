@@ -22,7 +22,7 @@ from service.doctor import examine
 from service.embedded.errors import EmbeddedError
 from service.policy_cli import app as policy_app
 from service.reconciling import reconcile as run_loops
-from service.runtime import NoDatabaseError, working_directory
+from service.runtime import NoDatabaseError, NoTracingError, working_directory
 from service.settings import Settings
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ MENDABLE = (
     EmbeddedError,
     BundleError,
     NoDatabaseError,
+    NoTracingError,
     RemitError,
     migrations.UnsupportedServerError,
     serving.PortInUseError,
@@ -170,6 +171,14 @@ def _run(work: Coroutine[object, object, None], runner: Callable[..., None] = uv
         _say("stopped before it was done")
     except MENDABLE as error:
         err.print(f"remit: {error}")
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(
+            f"remit: {error.filename} cannot be used: {error.strerror};"
+            " mend that, or choose another directory with --data-dir or REMIT_DATA_DIR"
+        )
         raise typer.Exit(1) from None
 
 

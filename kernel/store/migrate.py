@@ -1,15 +1,21 @@
 """The schema's version: bringing it up, taking it down, and telling whether it is current."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib.resources import as_file, files
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from asyncpg import exceptions as pg
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
+
+from kernel.domain.errors import DatabaseUnavailableError
+from kernel.store.engine import cause_of
 
 VERSION_TABLE = "remit_schema_version"
 # `RETURNING old.…` is 18's.
@@ -27,6 +33,7 @@ async def upgrade(url: str, revision: str = "head") -> None:
 
     Raises:
         UnsupportedServerError: when the server is too old.
+        DatabaseUnavailableError: when it cannot be reached, or does not let us in.
     """
     await _run(url, lambda config: command.upgrade(config, revision))
 
@@ -59,11 +66,26 @@ def head_revision() -> str:
 async def _run(url: str, action: Callable[[Config], None]) -> None:
     engine = create_async_engine(url, poolclass=NullPool)
     try:
-        async with engine.connect() as connection:
+        async with _connection(engine) as connection:
             await connection.run_sync(_migrate, action)
             await connection.commit()
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def _connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    try:
+        connection = await engine.connect()
+    except (OSError, TimeoutError, DBAPIError, pg.PostgresError, pg.InterfaceError) as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise DatabaseUnavailableError(
+            f"the database {where} cannot be used: {cause_of(error)}; REMIT_DATABASE_URL says where it is"
+        ) from error
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 def _migrate(connection: Connection, action: Callable[[Config], None]) -> None:

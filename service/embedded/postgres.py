@@ -153,6 +153,8 @@ class EmbeddedPostgres:
             await _remove_unfinished(leftover)  # of an initdb that was killed; a finished one has been renamed
         with suppress(OSError):
             self._cluster.rmdir()  # an empty directory is as good as none
+        if self._cluster.exists() and not self._cluster.is_dir():
+            raise DirectoryError(f"{self._cluster} is not a directory. Move it away, or give another --data-dir.")
         self._account = account_for(self._cluster)
         self._software = await software_for(self._account, self._progress)
         if self._cluster.exists():
