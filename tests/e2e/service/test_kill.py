@@ -152,6 +152,7 @@ async def test_a_server_killed_under_load_comes_back_and_nothing_acknowledged_is
                     await kill_and_see_it_go(remit.child(name))
                     await load.acknowledge(20)
                     await remit.has_child(name)
+            assert "Traceback" not in remit.output, remit.output
             assert load.unavailable > 0
             await until_ready(kit, ready=True)
             await load.repeat(30)
