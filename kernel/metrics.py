@@ -1,5 +1,9 @@
 """What is counted and measured. Labels are bounded: a tenant's slug for at most 200 tenants, never a run's id."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 # A series more for each one, and nobody asks when a counter was born.
@@ -53,6 +57,22 @@ RECONCILER_ROWS_SET_ASIDE = Gauge(
 )
 
 _tenant_labels: set[str] = set()
+_exemplar: ContextVar[dict[str, str] | None] = ContextVar("exemplar", default=None)
+
+
+@contextmanager
+def exemplified(trace_id: str) -> Iterator[None]:
+    """Let a trace be the example of what is measured within."""
+    before = _exemplar.set({"trace_id": trace_id})
+    try:
+        yield
+    finally:
+        _exemplar.reset(before)
+
+
+def exemplar() -> dict[str, str] | None:
+    """The example to give with a measurement; None where nothing is traced."""
+    return _exemplar.get()
 
 
 def tenant_label(slug: str) -> str:

@@ -1,11 +1,14 @@
 """What a handler may ask for: the parts of this process, and who is calling."""
 
 import asyncio
+from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
-from fastapi import Depends, Header, Request
+import structlog
+from fastapi import Depends, Request
 
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
@@ -17,6 +20,12 @@ from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 from service.settings import Settings
 from service.tokens import Tokens
+
+if TYPE_CHECKING:
+    from service.tracing import RequestSpan
+
+RequestSpans = Callable[[MutableMapping[str, Any]], AbstractContextManager["RequestSpan | None"]]
+"""What makes the span of a request, given its ASGI scope."""
 
 
 @dataclass(slots=True)
@@ -32,6 +41,7 @@ class Services:
     wakeups: Wakeups
     active_runs: ActiveRuns
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    request_span: RequestSpans | None = None
 
 
 async def services_of(request: Request) -> Services:
@@ -43,24 +53,19 @@ async def services_of(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services_of)]
 
 
-async def authenticate(
-    request: Request,
-    services: ServicesDep,
-    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
-    x_tenant_id: Annotated[
-        UUID | None, Header(description="The tenant that an admin's call is for; a tenant's token needs none.")
-    ] = None,
-) -> Principal:
+async def authenticate(request: Request, services: ServicesDep) -> Principal:
     """Who is calling.
 
     Raises:
         UnauthenticatedError: without a valid token.
-        InvalidRequestError: when a header names another tenant than the token.
+        InvalidRequestError: when `X-Tenant-ID` is no id, or is another tenant than the token's.
     """
-    scheme, _, token = (authorization or "").partition(" ")
+    # Read from the request itself: this runs at every call, and header parameters cost more than all the rest of it.
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise UnauthenticatedError("Authorization: a bearer token is needed")
     principal = services.tokens.verify(token.strip())
+    x_tenant_id = _tenant_named_in(request)
     if x_tenant_id is not None and principal.kind != "admin" and x_tenant_id != principal.tenant_id:
         raise InvalidRequestError("X-Tenant-ID: is not the tenant of the token", field="X-Tenant-ID")
     if principal.kind == "admin" and x_tenant_id is not None:
@@ -71,7 +76,28 @@ async def authenticate(
             delegable_scopes=principal.delegable_scopes,
         )
     request.state.principal = principal
+    structlog.contextvars.bind_contextvars(
+        **{
+            name: str(value)
+            for name, value in (("tenant_id", principal.tenant_id), ("run_id", principal.run_id))
+            if value is not None
+        }
+    )
     return principal
+
+
+def trace_parent_of(request: Request) -> str | None:
+    """The W3C `traceparent` that the runs of this call hand down; the telemetry has taken away a malformed one."""
+    return request.headers.get("traceparent")
+
+
+def _tenant_named_in(request: Request) -> UUID | None:
+    """The tenant that an admin's call is for; a tenant's token needs no such header."""
+    given = request.headers.get("X-Tenant-ID")
+    try:
+        return UUID(given) if given is not None else None
+    except ValueError as error:
+        raise InvalidRequestError(f"X-Tenant-ID: must be a UUID (observed: {given!r})", field="X-Tenant-ID") from error
 
 
 CallerDep = Annotated[Principal, Depends(authenticate)]

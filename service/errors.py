@@ -116,6 +116,9 @@ def install(app: FastAPI) -> None:
 async def _refused(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RemitError):
         raise error
+    decision_id = error.members.get("decision_id")
+    if decision_id is not None:
+        structlog.contextvars.bind_contextvars(decision_id=str(decision_id))
     return render(error)
 
 

@@ -64,6 +64,11 @@ class BundlePublisher:
         self.problem: str | None = None
 
     @property
+    def signing_key(self) -> SigningKey:
+        """The key that the OPAs trust."""
+        return self._signing_key
+
+    @property
     def active(self) -> Built:
         """The bundle that is served."""
         if self._active is None:

@@ -20,7 +20,7 @@ from kernel.policy.opa import OpaEngine, from_url
 from kernel.store import migrate
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
-from service.dependencies import Services
+from service.dependencies import RequestSpans, Services
 from service.embedded.opa import BundleService, EmbeddedOpa, find_or_build_opa
 from service.embedded.postgres import EmbeddedPostgres
 from service.opa_metrics import OpaCollector
@@ -39,6 +39,44 @@ log = structlog.get_logger()
 
 class NoDatabaseError(Exception):
     """A production command was started without a database."""
+
+
+class NoTracingError(Exception):
+    """Traces are wanted, and what makes them is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """What the parts are made of: as they are, or in the forms that are traced."""
+
+    database: type[Database] = Database
+    engine: type[OpaEngine] = OpaEngine
+    pipeline: type[SpawnPipeline] = SpawnPipeline
+    request_span: RequestSpans | None = None
+
+
+UNTRACED = Instruments()
+
+
+@asynccontextmanager
+async def instruments_of(settings: Settings) -> AsyncIterator[Instruments]:
+    """The instruments that the settings ask for; at the end, the last spans are sent.
+
+    Raises:
+        NoTracingError: without the extra `otel`.
+    """
+    if not settings.tracing:
+        yield UNTRACED
+        return
+    try:
+        from service import tracing  # noqa: PLC0415 - its packages are an extra
+    except ModuleNotFoundError as error:
+        raise NoTracingError(f"REMIT_TRACING needs the extra `otel`: there is no {error.name}") from error
+    provider = tracing.export_spans()
+    try:
+        yield Instruments(tracing.TracedDatabase, tracing.TracedEngine, tracing.TracedPipeline, tracing.request_span)
+    finally:
+        await tracing.flush(provider)
 
 
 @dataclass(slots=True)
@@ -78,7 +116,10 @@ async def database_of(settings: Settings, progress: Progress, *, embedded: bool)
 async def policy_of(settings: Settings, progress: Progress) -> AsyncIterator[PolicyDelivery]:
     """Build the bundle and keep it up to date with its sources."""
     opa = await find_or_build_opa(settings.opa_binary, progress=progress)
-    key = SigningKey.load_or_create(settings.data_dir / "bundle-signing.pem")
+    if settings.bundle_key_file is not None:
+        key = SigningKey.load(settings.bundle_key_file)
+    else:
+        key = SigningKey.load_or_create(settings.data_dir / "bundle-signing.pem")
     token = settings.bundle_token.get_secret_value() if settings.bundle_token else None
     with as_file(files("policies")) as packaged:
         publisher = BundlePublisher(opa, settings.policy_dir or packaged, key)
@@ -95,7 +136,11 @@ async def policy_of(settings: Settings, progress: Progress) -> AsyncIterator[Pol
 
 @asynccontextmanager
 async def engine_of(
-    settings: Settings, delivery: PolicyDelivery, url: str, progress: Progress
+    settings: Settings,
+    delivery: PolicyDelivery,
+    url: str,
+    progress: Progress,
+    instruments: Instruments = UNTRACED,
 ) -> AsyncIterator[OpaEngine]:
     """The OPA that decides: the one that is set, or a child of ours that pulls its bundle from `url`."""
     async with AsyncExitStack() as stack:
@@ -103,7 +148,7 @@ async def engine_of(
             address, token = settings.opa_url, settings.opa_token.get_secret_value() if settings.opa_token else None
             max_age = settings.policy_max_age_s
         else:
-            key = SigningKey.load(settings.data_dir / "bundle-signing.pem")
+            key = delivery.publisher.signing_key
             opa = EmbeddedOpa(
                 await find_or_build_opa(settings.opa_binary, progress=progress),
                 settings.data_dir,
@@ -120,7 +165,7 @@ async def engine_of(
             stack.push_async_callback(opa.stop)
             address, token, max_age = opa.url, opa.token, settings.policy_max_age_s
         yield await stack.enter_async_context(
-            OpaEngine(
+            instruments.engine(
                 from_url(address),
                 token=token,
                 timeout_s=settings.opa_timeout_s,
@@ -135,7 +180,8 @@ async def engine_of(
 def tokens_of(settings: Settings) -> Tokens:
     """The keys and the admin's token, made in the data directory where they are not given."""
     given = settings.admin_token.get_secret_value() if settings.admin_token else None
-    ring = KeyRing.single(settings.token_key_file) if settings.token_key_file else KeyRing(settings.data_dir / "keys")
+    keys = settings.token_key_file or settings.data_dir / "keys"
+    ring = KeyRing.single(keys) if keys.is_file() else KeyRing(keys)
     return Tokens(
         ring,
         admin_token=read_or_make_secret(settings.data_dir / "admin-token", given),
@@ -145,11 +191,15 @@ def tokens_of(settings: Settings) -> Tokens:
 
 @asynccontextmanager
 async def services_of(
-    settings: Settings, database_url: str, engine: OpaEngine, stopping: asyncio.Event
+    settings: Settings,
+    database_url: str,
+    engine: OpaEngine,
+    stopping: asyncio.Event,
+    instruments: Instruments = UNTRACED,
 ) -> AsyncIterator[Services]:
     """The parts that handlers use; at the end, what was taken is finished."""
-    database = Database(database_url, pool_size=settings.database_pool_size)
-    pipeline = SpawnPipeline(database, engine)
+    database = instruments.database(database_url, pool_size=settings.database_pool_size)
+    pipeline = instruments.pipeline(database, engine)
     active_runs = ActiveRuns(database, default_bound=settings.tenant_max_active_runs)
     combiner = SpawnCombiner(
         pipeline,
@@ -170,6 +220,7 @@ async def services_of(
             wakeups=wakeups,
             active_runs=active_runs,
             stopping=stopping,
+            request_span=instruments.request_span,
         )
     finally:
         watching.cancel()

@@ -89,13 +89,16 @@ async def serve(
         stack.callback(listener.close)
         ending = _Ending(stopping)
         stack.enter_context(ending.handling_signals())
+        instruments = await stack.enter_async_context(runtime.instruments_of(settings))
         database_url = await stack.enter_async_context(runtime.database_of(settings, progress, embedded=embedded))
         if embedded:
             await migrate.upgrade(database_url)
             await partitions.ensure_partitions(database_url)
         delivery = await stack.enter_async_context(runtime.policy_of(settings, progress))
-        engine = await stack.enter_async_context(runtime.engine_of(settings, delivery, url, progress))
-        services = await stack.enter_async_context(runtime.services_of(settings, database_url, engine, stopping))
+        engine = await stack.enter_async_context(runtime.engine_of(settings, delivery, url, progress, instruments))
+        services = await stack.enter_async_context(
+            runtime.services_of(settings, database_url, engine, stopping, instruments)
+        )
         if reconcile:
             await stack.enter_async_context(_running(services))
         server = Server(make_app(services, delivery), services)

@@ -26,12 +26,17 @@ class Settings(BaseSettings):
         None, gt=0, validation_alias="REMIT_POLICY_MAX_AGE", description="How old a remote OPA's last pull may be."
     )
     bundle_token: SecretStr | None = Field(None, description="The token with which OPAs pull the bundle.")
+    bundle_key_file: Path | None = Field(
+        None, description="The P-256 key (PEM) that signs bundles; API processes share it. Made if unset."
+    )
     bundle_url: str | None = Field(None, description="This service as OPA reaches it, for the embedded OPA's pulls.")
     admin_token: SecretStr | None = Field(
         None, description="The admin's token; generated in the data directory if unset."
     )
     token_key_file: Path | None = Field(
-        None, description="The Ed25519 key (PEM) that signs tokens; API processes share it."
+        None,
+        description="The Ed25519 key (PEM) that signs tokens; API processes share it. Or a directory of keys: the last"
+        " by name signs, all verify.",
     )
     run_token_ttl_s: int = Field(86_400, ge=1, le=604_800)
     max_body_bytes: int = Field(MIB, ge=1024, le=256 * MIB, description="The largest request body.")
@@ -48,6 +53,7 @@ class Settings(BaseSettings):
         None, ge=1, le=65535, description="Where `remit reconcile` serves its metrics; the API has them at /metrics."
     )
     metrics_host: str = Field("127.0.0.1", description="The address for REMIT_METRICS_PORT.")
+    tracing: bool = Field(False, description="Traces by OpenTelemetry, set up by OTEL_*; needs the extra `otel`.")
     log_format: Literal["json", "console"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -1,10 +1,10 @@
 """What surrounds every request: ids, the size of the body, its duration. Pure ASGI, around the whole application."""
 
+import re
 import secrets
 import time
 from collections.abc import MutableMapping
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,9 +13,14 @@ from kernel import metrics
 from kernel.domain.errors import PayloadTooLargeError
 from kernel.identifiers import new_id
 from service import errors
+from service.dependencies import RequestSpans
 
-TRACEPARENT_PARTS = 4
-TRACE_ID_LENGTH = 32
+if TYPE_CHECKING:
+    from service.tracing import RequestSpan
+
+# https://www.w3.org/TR/trace-context/#traceparent-header; later versions may say more behind the flags.
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<parent>[0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+SERVER_ERROR = 500
 MAX_REQUEST_ID = 128
 UNMATCHED = "unmatched"
 # What a client may call a method is without bound; what is measured is not.
@@ -30,10 +35,12 @@ class Telemetry:
 
     Args:
         max_body_bytes: a larger body is refused before it is parsed, whatever length it claims.
+        request_span: makes the span of a request, where traces are wanted.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, request_span: RequestSpans | None = None) -> None:
         self._app = app
+        self._request_span = request_span
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,9 +48,20 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._request_span is None:
+            await self._handle(scope, receive, send, None)
+            return
+        with self._request_span(scope) as span:
+            await self._handle(scope, receive, send, span)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, span: "RequestSpan | None") -> None:
         started = time.perf_counter()
         headers = dict(scope["headers"])
-        request_id, trace_id = _request_id(headers), _trace_id(headers)
+        given = _given_trace_id(headers)
+        if given is None and b"traceparent" in headers:
+            # Whatever it is, it does not name a trace, and must not be handed down to children as one.
+            scope["headers"] = [header for header in scope["headers"] if header[0] != b"traceparent"]
+        request_id, trace_id = _request_id(headers), given or secrets.token_hex(16)
         structlog.contextvars.bind_contextvars(request_id=request_id, trace_id=trace_id)
         status = 500
         answered = False
@@ -51,7 +69,7 @@ class Telemetry:
         async def send_with_ids(message: Message) -> None:
             nonlocal status, answered
             if message["type"] == "http.response.start":
-                answered, status = True, message["status"]
+                answered, status = True, int(message["status"])
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-request-id", request_id.encode("latin-1")),
@@ -71,10 +89,14 @@ class Telemetry:
             if not answered:
                 raise
         finally:
+            seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else OTHER_METHODS
-            metrics.HTTP_REQUEST_SECONDS.labels(method, route_template(scope), str(status)).observe(
-                time.perf_counter() - started
-            )
+            route = route_template(scope)
+            metrics.HTTP_REQUEST_SECONDS.labels(method, route, str(status)).observe(seconds, metrics.exemplar())
+            if span is not None:
+                span.answered(method, route, status)
+            tell = log.warning if status >= SERVER_ERROR else log.debug
+            tell("request", method=method, route=route, status=status, seconds=round(seconds, 6))
             structlog.contextvars.clear_contextvars()
 
 
@@ -118,13 +140,9 @@ def _request_id(headers: MutableMapping[bytes, bytes]) -> str:
     return str(new_id())
 
 
-def _trace_id(headers: MutableMapping[bytes, bytes]) -> str:
-    """The trace of the caller's W3C `traceparent`, or a new one."""
-    parts = headers.get(b"traceparent", b"").decode("latin-1").split("-")
-    if len(parts) >= TRACEPARENT_PARTS and len(parts[1]) == TRACE_ID_LENGTH:
-        try:
-            if UUID(parts[1]).int:
-                return parts[1].lower()
-        except ValueError:
-            pass
-    return secrets.token_hex(16)
+def _given_trace_id(headers: MutableMapping[bytes, bytes]) -> str | None:
+    """The trace of the caller's W3C `traceparent`, if there is one and it is well-formed."""
+    found = TRACEPARENT.fullmatch(headers.get(b"traceparent", b"").decode("latin-1"))
+    if found is None or not int(found["trace"], 16) or not int(found["parent"], 16):
+        return None
+    return found["trace"]

@@ -210,7 +210,7 @@ class ClaimWorkCommand:
 
 def context_of(tenant_id: UUID, run: Described, token: str) -> dict[str, object]:
     """What a run is told of where it stands."""
-    return {
+    context: dict[str, object] = {
         "tenant_id": tenant_id,
         "root_run_id": run.root_run_id,
         "parent_run_id": run.parent_run_id,
@@ -221,6 +221,10 @@ def context_of(tenant_id: UUID, run: Described, token: str) -> dict[str, object]
         "requested_scopes": run.effective_scopes,
         "token": token,
     }
+    if run.trace_parent is not None:
+        # W3C's header for the calls that the run makes: they continue the trace of the call that made it.
+        context["traceparent"] = run.trace_parent
+    return context
 
 
 class _Turns:

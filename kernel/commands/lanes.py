@@ -7,6 +7,7 @@ batch, so that a busy tree sees one transaction after the other and never a queu
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,6 +22,7 @@ MAX_BATCH = 64
 class _Waiting(Generic[Q, A]):
     request: Q
     answer: asyncio.Future[A]
+    context: Context
 
 
 class Lanes(Generic[K, Q, A]):
@@ -41,7 +43,7 @@ class Lanes(Generic[K, Q, A]):
         Raises:
             Exception: the one that stands for its answer, or that the whole batch met.
         """
-        waiting: _Waiting[Q, A] = _Waiting(request, asyncio.get_running_loop().create_future())
+        waiting: _Waiting[Q, A] = _Waiting(request, asyncio.get_running_loop().create_future(), copy_context())
         queue = self._queues.get(key)
         if queue is not None:
             queue.append(waiting)
@@ -58,7 +60,8 @@ class Lanes(Generic[K, Q, A]):
             batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
             batch = [waiting for waiting in batch if not waiting.answer.done()]
             if batch:
-                await self._answer(key, batch)
+                # In the context of the first of its requests, so that logs and traces do not name an earlier one.
+                await asyncio.create_task(self._answer(key, batch), context=batch[0].context)
         del self._queues[key]
 
     async def _answer(self, key: K, batch: Sequence[_Waiting[Q, A]]) -> None:

@@ -249,7 +249,7 @@ def _timed(questions: Sequence[DecisionInput]) -> Iterator[None]:
     finally:
         seconds = perf_counter() - started
         for question in questions:
-            metrics.DECISION_SECONDS.labels(question.action.value).observe(seconds)
+            metrics.DECISION_SECONDS.labels(question.action.value).observe(seconds, metrics.exemplar())
 
 
 class _BundleProvenance(BaseModel):

@@ -70,8 +70,8 @@ RETURNING l.run_id, l.attempt, l.expires_at
 # All but the lease never changes, so this needs no lock.
 DESCRIBE = """
 SELECT r.run_id, r.root_run_id, r.parent_run_id, r.parent_node_id, r.depth, r.spawn_key, r.orchestration_group_id,
-  r.agent_id, a.slug AS agent_slug, r.effective_scopes, l.input::text AS input, d.deadline AS run_deadline,
-  c.actors
+  r.agent_id, a.slug AS agent_slug, r.effective_scopes, l.input::text AS input, l.trace_parent,
+  d.deadline AS run_deadline, c.actors
 FROM unnest($2::uuid[]) AS q (run_id)
 JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
 JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
@@ -176,6 +176,7 @@ class Described:
     input: str
     run_deadline: datetime | None
     actors: tuple[UUID, ...]
+    trace_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,4 +300,5 @@ def _described(row: Record) -> Described:
         input=row["input"],
         run_deadline=row["run_deadline"],
         actors=tuple(row["actors"] or ()),
+        trace_parent=row["trace_parent"],
     )

@@ -1,9 +1,11 @@
 """Whether the process lives, whether it can serve, and what it measures."""
 
 import asyncio
+from typing import Annotated
 
-from fastapi import Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import Header, Request, Response
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 
 from service.dependencies import ServicesDep
 from service.runtime import PolicyDelivery, problems
@@ -59,7 +61,11 @@ async def readyz(request: Request, services: ServicesDep) -> Json:
 
 
 @router.get("/metrics", response_class=Response)
-async def read_metrics() -> Response:
-    """Metrics in Prometheus' text format. Nothing is asked of the database for them."""
+async def read_metrics(accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+    """Metrics in Prometheus' text format, or as OpenMetrics (with exemplars, while traces are made) for who asks.
+
+    Nothing is asked of the database for them.
+    """
+    encode, content_type = choose_encoder(accept)
     # In a thread: the series of 200 tenants are more text than requests should wait for.
-    return Response(await asyncio.to_thread(generate_latest), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(encode, REGISTRY), headers={"Content-Type": content_type, "Vary": "Accept"})

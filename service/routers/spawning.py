@@ -3,7 +3,8 @@
 from typing import Annotated, Self
 from uuid import UUID
 
-from fastapi import Header, Query
+import structlog
+from fastapi import Query, Request
 from pydantic import Field, model_validator
 
 from kernel.commands.run_tokens import tokens_of_children
@@ -14,7 +15,7 @@ from kernel.domain.principal import Principal
 from kernel.policy.contract import Action
 from kernel.policy.engine import Evaluated
 from kernel.policy.records import render_reasons
-from service.dependencies import ExecuteDep, Services, ServicesDep
+from service.dependencies import ExecuteDep, Services, ServicesDep, trace_parent_of
 from service.errors import DenialReason
 from service.wire import Answer, Body, Json, JsonObject, Key, NodeId, Scopes, Seconds, Slug, make_router
 
@@ -22,7 +23,6 @@ router = make_router("primitives")
 
 MAX_GROUP = 10_000
 
-TraceParent = Annotated[str | None, Header(max_length=128)]
 DryRun = Annotated[bool, Query(description="Answer what would be decided, and write nothing.")]
 
 
@@ -137,11 +137,11 @@ class PreviewAnswer(Answer):
 
 @router.post("/internal/orchestration/spawn-run", response_model=SpawnAnswer | PreviewAnswer)
 async def spawn_run(
+    request: Request,
     body: SpawnRunBody,
     principal: ExecuteDep,
     services: ServicesDep,
     dry_run: DryRun = False,
-    traceparent: TraceParent = None,
 ) -> Json:
     """Spawn one child of the calling run."""
     principal.check_acts_as(body.caller_run_id)
@@ -158,7 +158,7 @@ async def spawn_run(
         failure_policy=body.failure_policy,
         timeout_s=body.timeout_s,
         background=body.start_background,
-        trace_parent=traceparent,
+        trace_parent=trace_parent_of(request),
     )
     if dry_run:
         return await _preview(services, order)
@@ -168,11 +168,11 @@ async def spawn_run(
 
 @router.post("/internal/orchestration/spawn-group", response_model=SpawnGroupAnswer | PreviewAnswer)
 async def spawn_group(
+    request: Request,
     body: SpawnGroupBody,
     principal: ExecuteDep,
     services: ServicesDep,
     dry_run: DryRun = False,
-    traceparent: TraceParent = None,
 ) -> Json:
     """Spawn a group of children of the calling run, all or nothing."""
     principal.check_acts_as(body.caller_run_id)
@@ -190,7 +190,7 @@ async def spawn_group(
         timeout_s=body.timeout_s,
         join=JoinOrder(body.join_mode, body.quorum_threshold),
         background=body.start_background,
-        trace_parent=traceparent,
+        trace_parent=trace_parent_of(request),
     )
     if dry_run:
         return await _preview(services, order)
@@ -211,6 +211,7 @@ async def spawn_group(
 async def _answer(
     services: Services, principal: Principal, order: SpawnOrder, spawned: Spawned, more: dict[str, object]
 ) -> Json:
+    structlog.contextvars.bind_contextvars(decision_id=str(spawned.decision_id))
     if order.background and not spawned.idempotent:
         services.wakeups.work_arrived(principal.tenant, spawned.agent_ids)
     answer: dict[str, object] = {

@@ -35,7 +35,10 @@ class ClaimBody(Body):
 
 
 class ClaimedContext(Answer):
-    """Where the run stands, and the token with which to act as it."""
+    """Where the run stands, and the token with which to act as it.
+
+    `traceparent` is there where the spawn was traced: a runtime sends it on with the run's own calls.
+    """
 
     tenant_id: UUID
     root_run_id: UUID
@@ -46,6 +49,7 @@ class ClaimedContext(Answer):
     orchestration_group_id: UUID | None
     requested_scopes: list[str]
     token: str
+    traceparent: str | None = None
 
 
 class ClaimedAnswer(Answer):

@@ -6,6 +6,7 @@ that arrive while the lanes are busy leave together with the next free one.
 
 import asyncio
 from collections import Counter, OrderedDict, deque
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -25,6 +26,8 @@ MAX_KNOWN_ROOTS = 100_000
 class _Waiting:
     order: SpawnOrder
     answer: asyncio.Future[Outcome]
+    # Of the request that ordered, not of whichever request's end lets the batch go: logs and traces name it.
+    context: Context
 
 
 class SpawnCombiner:
@@ -79,7 +82,7 @@ class SpawnCombiner:
         if self._active_runs is not None:
             self._active_runs.check(tenant_id)
         self._waiting[tenant_id] += 1
-        waiting = _Waiting(order, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(order, asyncio.get_running_loop().create_future(), copy_context())
         self._queues.setdefault(order.tenant_id, deque()).append(waiting)
         self._dispatch()
         outcome = await waiting.answer
@@ -99,7 +102,7 @@ class SpawnCombiner:
                 return
             keys = {self._tree_of(waiting.order) for waiting in batch}
             self._busy |= keys
-            task = asyncio.create_task(self._execute(batch, keys))
+            task = asyncio.create_task(self._execute(batch, keys), context=batch[0].context)
             self._in_flight.add(task)
 
     def _take(self) -> list[_Waiting]:
