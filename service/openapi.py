@@ -21,8 +21,16 @@ AUTHENTICATED = {
     "429": "The tenant is saturated; `Retry-After` says when to try again.",
 }
 WRITING = {"409": "The state of the run, the key or the lease does not permit it; `code` says which."}
+TENANT_HEADER = {
+    "name": "X-Tenant-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "format": "uuid"},
+    "description": "The tenant that an admin's call is for; a tenant's token needs none.",
+}
 WITHOUT_TOKEN = {"/livez", "/readyz", "/metrics"}
-COMPILING = {"/agents/{agent_id}/publish": {"422": "The graph does not compile; `diagnostics` has every finding."}}
+INVALID_GRAPH = {"422": "The graph does not compile; `diagnostics` has every finding."}
+COMPILING = {("post", "/agents/{agent_id}/publish"): INVALID_GRAPH, ("patch", "/agents/{agent_id}"): INVALID_GRAPH}
 
 
 def install(app: FastAPI) -> None:
@@ -56,9 +64,10 @@ def _with_refusals(document: dict[str, Any]) -> dict[str, Any]:
             if path not in WITHOUT_TOKEN:
                 refusals |= AUTHENTICATED
                 operation["security"] = [{"bearer": []}]
+                operation.setdefault("parameters", []).append(TENANT_HEADER)
             if method != "get":
                 refusals |= WRITING
-            refusals |= COMPILING.get(path, {})
+            refusals |= COMPILING.get((method, path), {})
             for status, description in refusals.items():
                 responses[status] = {
                     "description": description,

@@ -50,16 +50,42 @@ class Orchestrator:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A calling run with all that policy is told of it."""
+    """A calling run and its tree; put into the contract's models only where policy is asked."""
 
-    facts: CallerFacts
-    tree: TreeFacts
+    run_id: UUID
+    root_run_id: UUID
+    status: str
+    depth: int
+    effective_scopes: tuple[str, ...]
+    children_count: int
+    children_total: int
     orchestrator: Orchestrator
 
     @property
     def tenant(self) -> TenantFacts:
         """Its tenant."""
         return self.orchestrator.tenant
+
+    @property
+    def tree_key(self) -> tuple[UUID, UUID]:
+        """Its tree."""
+        return self.orchestrator.tenant.tenant_id, self.root_run_id
+
+    def facts(self) -> CallerFacts:
+        """The run as policy is told of it."""
+        return CallerFacts.model_construct(
+            run_id=self.run_id,
+            agent_id=self.orchestrator.agent_id,
+            agent_slug=self.orchestrator.slug,
+            status=self.status,
+            depth=self.depth,
+            effective_scopes=self.effective_scopes,
+            children_count=self.children_count,
+        )
+
+    def tree_facts(self) -> TreeFacts:
+        """The tree as policy is told of it."""
+        return TreeFacts.model_construct(root_run_id=self.root_run_id, children_total=self.children_total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +211,8 @@ async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
     facts = SpawnFacts()
     orchestrators = {(row["tenant_id"], row["agent_id"]): _orchestrator(row) for row in document["orchestrators"] or ()}
     for row in document["callers"] or ():
-        tenant_id = UUID(row["tenant_id"])
-        orchestrator = orchestrators[row["tenant_id"], row["agent_id"]]
-        facts.callers[tenant_id, UUID(row["run_id"])] = _caller(row, orchestrator)
+        caller = _caller(row, orchestrators[row["tenant_id"], row["agent_id"]])
+        facts.callers[caller.tenant.tenant_id, caller.run_id] = caller
     for row in document["agents"] or ():
         tenant_id = UUID(row["tenant_id"])
         agent = Agent(
@@ -252,16 +277,13 @@ def _entry(row: Row) -> AllowlistEntryFacts:
 
 def _caller(row: Row, orchestrator: Orchestrator) -> Caller:
     return Caller(
-        facts=CallerFacts.model_construct(
-            run_id=UUID(row["run_id"]),
-            agent_id=orchestrator.agent_id,
-            agent_slug=orchestrator.slug,
-            status=row["status"],
-            depth=row["depth"],
-            effective_scopes=tuple(row["effective_scopes"]),
-            children_count=row["children_count"],
-        ),
-        tree=TreeFacts.model_construct(root_run_id=UUID(row["root_run_id"]), children_total=row["children_total"]),
+        run_id=UUID(row["run_id"]),
+        root_run_id=UUID(row["root_run_id"]),
+        status=row["status"],
+        depth=row["depth"],
+        effective_scopes=tuple(row["effective_scopes"]),
+        children_count=row["children_count"],
+        children_total=row["children_total"],
         orchestrator=orchestrator,
     )
 

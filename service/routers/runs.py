@@ -1,14 +1,13 @@
 """Root runs: where a tree begins."""
 
-from typing import Annotated
 from uuid import UUID
 
-from fastapi import Header
+from fastapi import Request
 from pydantic import Field
 
 from kernel.commands.start_run import StartRun, StartRunCommand
 from kernel.domain.errors import ForbiddenError
-from service.dependencies import ExecuteDep, ServicesDep
+from service.dependencies import ExecuteDep, ServicesDep, trace_parent_of
 from service.wire import Answer, Body, Json, JsonObject, Key, Scopes, Seconds, make_router
 
 router = make_router("runs")
@@ -39,11 +38,11 @@ class RunStarted(Answer):
 
 @router.post("/agents/{agent_id}/runs", status_code=201, response_model=RunStarted)
 async def start_run(
+    request: Request,
     agent_id: UUID,
     body: NewRun,
     principal: ExecuteDep,
     services: ServicesDep,
-    traceparent: Annotated[str | None, Header(max_length=128)] = None,
 ) -> Json:
     """Start a root run of an agent. With an `idempotency_key`, a repeat answers with the first run."""
     if principal.kind == "run":
@@ -57,7 +56,7 @@ async def start_run(
             run_input=body.input,
             timeout_s=body.timeout_s,
             idempotency_key=body.idempotency_key,
-            trace_parent=traceparent,
+            trace_parent=trace_parent_of(request),
         ),
     )
     if not started.idempotent:

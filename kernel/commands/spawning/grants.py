@@ -96,7 +96,7 @@ def _run_rows(given: _Grant, request_digests: str, policy_snapshot: str) -> list
     """Rows of `spawn_writes.RUNS`. What was asked of a group is kept with the group, and not with each member."""
     order, single = given.prepared.order, given.group_id is None
     scopes = " ".join(given.scopes)
-    depth = given.prepared.caller.facts.depth + 1
+    depth = given.prepared.caller.depth + 1
     return [
         (
             order.tenant_id,
@@ -156,7 +156,7 @@ def _answer(given: _Grant) -> Spawned:
         root_run_id=given.tree.root_run_id,
         parent_run_id=order.caller_run_id,
         parent_node_id=order.parent_node_id,
-        depth=given.prepared.caller.facts.depth + 1,
+        depth=given.prepared.caller.depth + 1,
         key=order.key,
         agent_ids=tuple(agent.facts.agent_id for agent in given.prepared.agents),
         snapshot=given.snapshot,

@@ -22,7 +22,7 @@ from kernel.commands.spawning.refusals import (
     facts_changed,
     under_fence,
 )
-from kernel.commands.spawning.verdicts import Outcome, Shifted, Verdicts, tree_key
+from kernel.commands.spawning.verdicts import Outcome, Shifted, Verdicts
 from kernel.domain.errors import PolicyUnavailableError, RemitError, SpawnKeyConflictError
 from kernel.domain.run import RunStatus
 from kernel.policy import records
@@ -96,7 +96,7 @@ class SpawnPipeline:
             if earlier is not None:
                 return earlier
             prepared = prepare(order, facts)
-            caller = (order.tenant_id, prepared.caller.tree.root_run_id, order.caller_run_id)
+            caller = (order.tenant_id, prepared.caller.root_run_id, order.caller_run_id)
             fence = (await fences.covered(session, [caller])).get((order.tenant_id, order.caller_run_id))
         if fence is not None:
             raise under_fence(order.caller_run_id, fence)
@@ -141,15 +141,15 @@ class SpawnPipeline:
         settled: dict[int, Outcome] = {}
         writes = SpawnWrites()
         async with self._database.write() as session:
-            locked = await trees.lock(session, {tree_key(prepared.caller) for prepared in questions.values()})
+            locked = await trees.lock(session, {prepared.caller.tree_key for prepared in questions.values()})
             # A statement of its own, after the lock: its snapshot is newer than the wait.
             facts = await spawn_facts.load(session, _wanted(prepared.order for prepared in questions.values()))
             covered = await fences.covered(
                 session,
                 [
-                    (prepared.order.tenant_id, prepared.caller.tree.root_run_id, prepared.order.caller_run_id)
+                    (prepared.order.tenant_id, prepared.caller.root_run_id, prepared.order.caller_run_id)
                     for prepared in questions.values()
-                    if locked[tree_key(prepared.caller)].open_fences
+                    if locked[prepared.caller.tree_key].open_fences
                 ],
             )
             verdicts = Verdicts(facts, covered, locked, writes)

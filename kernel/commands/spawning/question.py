@@ -51,14 +51,13 @@ def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
     caller = facts.callers.get((order.tenant_id, order.caller_run_id))
     if caller is None:
         raise NotFoundError(f"caller_run_id: there is no run {order.caller_run_id}")
-    check_active(caller.facts)
+    check_status(caller.run_id, RunStatus(caller.status))
     agents: list[Agent] = []
     for number, (child, agent) in enumerate(zip(order.children, resolve(order, facts), strict=True)):
         if agent is None:
             where = "target_agent" if order.join is None else f"targets[{number}]"
             raise NotFoundError(f"{where}: there is no agent {child.target}")
         agents.append(agent)
-    counts = Counter(agent.facts.agent_id for agent in agents)
     question = DecisionInput.model_construct(
         action=order.action,
         surface=order.surface,
@@ -75,11 +74,11 @@ def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
             include_root=None,
             grace_s=None,
         ),
-        caller=caller.facts,
-        tree=caller.tree,
+        caller=caller.facts(),
+        tree=caller.tree_facts(),
         orchestrator_policy=caller.orchestrator.policy,
         allowlist=caller.orchestrator.allowlist,
-        targets=tuple(_counted(agent.facts, counts[agent.facts.agent_id]) for agent in set_of(agents)),
+        targets=_targets(agents),
     )
     return Prepared(order, caller, agents, question)
 
@@ -92,22 +91,26 @@ def principal_facts(principal: Principal) -> PrincipalFacts:
 
 
 def check_active(caller: CallerFacts) -> None:
-    """Check that a run may still act.
+    """Check that a run may still act; see `check_status`."""
+    check_status(caller.run_id, RunStatus(caller.status))
+
+
+def check_status(run_id: UUID, status: RunStatus) -> None:
+    """Check that a run with this status may still act.
 
     Raises:
         RunCancelledError: when it was cancelled.
         CallerNotActiveError: when it has ended otherwise.
     """
-    check_status(caller.run_id, RunStatus(caller.status))
-
-
-def check_status(run_id: UUID, status: RunStatus) -> None:
-    """Check that a run with this status may still act; see `check_active`."""
     if status is RunStatus.CANCELLED:
         raise RunCancelledError(f"caller_run_id: run {run_id} was cancelled", run_id=str(run_id))
     if status not in ACTIVE:
         raise CallerNotActiveError(f"caller_run_id: run {run_id} has ended: it is {status}", run_id=str(run_id))
 
 
-def _counted(facts: TargetFacts, count: int) -> TargetFacts:
-    return facts if count == 1 else facts.model_copy(update={"count": count})
+def _targets(agents: Sequence[Agent]) -> tuple[TargetFacts, ...]:
+    """Each agent once, with how many children are meant for it."""
+    if len(agents) == 1:
+        return (agents[0].facts,)
+    counts = Counter(agent.facts.agent_id for agent in agents)
+    return tuple(agent.facts.model_copy(update={"count": counts[agent.facts.agent_id]}) for agent in set_of(agents))

@@ -7,11 +7,12 @@ from uuid import UUID
 from kernel.commands.spawning import order as orders
 from kernel.commands.spawning.grants import grant
 from kernel.commands.spawning.order import Spawned
-from kernel.commands.spawning.question import Prepared, check_active
+from kernel.commands.spawning.question import Prepared, check_status
 from kernel.commands.spawning.refusals import denial_data, denied, under_fence
 from kernel.domain.errors import PolicyDeniedError, RemitError
 from kernel.domain.events import EventType
 from kernel.domain.fences import Fence
+from kernel.domain.run import RunStatus
 from kernel.policy import records
 from kernel.policy.contract import Limits
 from kernel.policy.engine import Evaluated
@@ -64,7 +65,7 @@ class Verdicts:
             if order.spawn_key in self._used:
                 return Shifted.COUNTERS
             caller = self._facts.callers[order.tenant_id, order.caller_run_id]
-            check_active(caller.facts)
+            check_status(caller.run_id, RunStatus(caller.status))
         except RemitError as error:
             return error
         fence = self._covered.get((order.tenant_id, order.caller_run_id))
@@ -72,12 +73,10 @@ class Verdicts:
             return under_fence(order.caller_run_id, fence)
         if not prepared.rests_on(self._facts):
             return Shifted.CATALOG
-        tree = self._locked[tree_key(caller)]
+        tree = self._locked[caller.tree_key]
         if not evaluated.decision.allow:
             return self._deny(prepared, evaluated, tree)
-        counters = self._counters.setdefault(
-            (order.tenant_id, order.caller_run_id), _Counters(caller.facts.children_count)
-        )
+        counters = self._counters.setdefault((order.tenant_id, order.caller_run_id), _Counters(caller.children_count))
         limits = evaluated.decision.limits
         if limits is None or _exceeds(limits, caller, counters, tree, len(order.children)):
             return Shifted.COUNTERS
@@ -107,12 +106,7 @@ class Verdicts:
 
 def _exceeds(limits: Limits, caller: Caller, counters: _Counters, tree: LockedTree, count: int) -> bool:
     return (
-        caller.facts.depth + 1 > limits.max_depth
+        caller.depth + 1 > limits.max_depth
         or counters.children_count + count > limits.max_fanout
         or tree.children_total + count > limits.max_children_total
     )
-
-
-def tree_key(caller: Caller) -> tuple[UUID, UUID]:
-    """The tree of a caller."""
-    return caller.tenant.tenant_id, caller.tree.root_run_id
