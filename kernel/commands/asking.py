@@ -48,7 +48,8 @@ class Standing:
     """Who stands where: the run that a call is about, and the run on whose behalf it is made.
 
     Statuses are effective ones. `tree` is the caller's tree, or the subject's where nobody calls; `policy` is the
-    stored policy of the caller's agent; `tree_size` and `open_fences` are of the subject's tree.
+    stored policy of the caller's agent, or of the subject's where that was asked for; `tree_size` and `open_fences` are
+    of the subject's tree.
     """
 
     tenant: TenantFacts
@@ -62,7 +63,6 @@ class Standing:
     subject_agent_id: UUID
     subject_surface: Surface
     subject_position: tuple[int, int]
-    subject_children_count: int
     replan_attempts: int
     tree_size: int
     open_fences: int
@@ -102,6 +102,7 @@ async def subject_facts(
     *,
     caller_run_id: UUID | None = None,
     field: str = "run_id",
+    policy_of_subject: bool = False,
 ) -> Standing:
     """The facts of a call about a run, in one round trip (two, while a tree has open fences).
 
@@ -110,12 +111,14 @@ async def subject_facts(
         run_id: the run that the call is about.
         caller_run_id: the run on whose behalf it is made, if any.
         field: the name on the wire of what led to `run_id`.
+        policy_of_subject: whether the policy to read is that of the subject's agent, and not of the caller's.
 
     Raises:
         NotFoundError: when the tenant has no such run, or no such caller.
     """
     tenant_id = principal.tenant
-    row = await lineage.standing(session, tenant_id, run_id, caller_run_id, principal.run_id)
+    asked = (tenant_id, run_id, caller_run_id, principal.run_id)
+    row = await lineage.standing(session, *asked, policy_of_subject=policy_of_subject)
     if row is None or row["run_id"] is None:
         raise NotFoundError(f"{field}: there is no run {run_id}")
     if caller_run_id is not None and row["caller_run_id"] is None:
@@ -128,7 +131,7 @@ async def subject_facts(
     covered = await fences.covered(session, asked_of)
     if len(covered) < len(asked_of):
         # A fence may have been drained since the first look: read after the fences, the runs then say so themselves.
-        row = await lineage.standing(session, tenant_id, run_id, caller_run_id, principal.run_id) or row
+        row = await lineage.standing(session, *asked, policy_of_subject=policy_of_subject) or row
     return _standing(row, tenant_id, covered)
 
 
@@ -276,13 +279,13 @@ def _standing(row: Row, tenant_id: UUID, covered: dict[tuple[UUID, UUID], Fence]
             depth=row["depth"],
             within_principal=row["within_principal"],
             within_caller=row["within_caller"],
+            children_count=row["children_count"],
         ),
         subject_fence=subject_fence,
         subject_root_run_id=row["root_run_id"],
         subject_agent_id=row["agent_id"],
         subject_surface=Surface(row["surface"]),
         subject_position=(row["spawned_seq"], row["ordinal"]),
-        subject_children_count=row["children_count"],
         replan_attempts=row["replan_attempts"],
         tree_size=row["children_total"] + 1,
         open_fences=row["open_fences"],

@@ -14,7 +14,7 @@ from kernel.domain.lineage import Ancestry
 from kernel.domain.principal import Principal
 from kernel.domain.run import ACTIVE, RunStatus
 from kernel.policy import records
-from kernel.policy.contract import Action, OutcomeFacts, Verdict
+from kernel.policy.contract import Action, Headroom, OutcomeFacts, Verdict
 from kernel.policy.engine import PolicyEngine
 from kernel.store import decisions, effective, lineage, trees
 from kernel.store.engine import Database, ReadSession
@@ -35,7 +35,8 @@ class EvaluateAndReplan:
 class Evaluation:
     """The verdict, and what it rests on. `attempts` counts the replans so far, with this one if it is one.
 
-    `failed_children` lists at most 1,000: first those that failed, then those that were cancelled.
+    `failed_children` lists at most 1,000: first those that failed, then those that were cancelled. `headroom` is what a
+    new plan may still spend, by the limits in force for the run.
     """
 
     run_id: UUID
@@ -47,6 +48,7 @@ class Evaluation:
     active_children: int
     attempts: int
     reasons: list[dict[str, object]]
+    headroom: Headroom
     decision_id: UUID
 
 
@@ -99,7 +101,7 @@ class EvaluateAndReplanCommand:
         tenant_id = principal.tenant
         async with self._database.read() as session:
             standing = await asking.subject_facts(
-                session, principal, request.run_id, caller_run_id=request.caller_run_id
+                session, principal, request.run_id, caller_run_id=request.caller_run_id, policy_of_subject=True
             )
             standing.check_caller_active(Action.EVALUATE_AND_REPLAN)
             outcomes = await _outcomes(session, standing)
@@ -113,9 +115,9 @@ class EvaluateAndReplanCommand:
         evaluated = await asking.ask(self._database, self._engine, asked)
         if not evaluated.decision.allow:
             raise await asking.refuse(self._database, asked, evaluated)
-        verdict = evaluated.decision.verdict
-        if verdict is None:
-            raise PolicyUnavailableError("policy allowed the evaluation and gave no verdict")
+        verdict, headroom = evaluated.decision.verdict, evaluated.decision.headroom
+        if verdict is None or headroom is None:
+            raise PolicyUnavailableError("policy allowed the evaluation, and gave no verdict or no headroom")
         record = records.record(asked, evaluated)
         attempts = standing.replan_attempts
         async with self._database.write() as session:
@@ -129,7 +131,7 @@ class EvaluateAndReplanCommand:
                 attempts += 1
             await decisions.append(session, record)
         count_decisions([record])
-        return _evaluation(request, outcomes, verdict, attempts, record.decision_id)
+        return _evaluation(request, outcomes, verdict, headroom, attempts, record.decision_id)
 
 
 async def _outcomes(session: ReadSession, standing: Standing) -> _Outcomes:
@@ -152,7 +154,12 @@ async def _outcomes(session: ReadSession, standing: Standing) -> _Outcomes:
 
 
 def _evaluation(
-    request: EvaluateAndReplan, outcomes: _Outcomes, verdict: Verdict, attempts: int, decision_id: UUID
+    request: EvaluateAndReplan,
+    outcomes: _Outcomes,
+    verdict: Verdict,
+    headroom: Headroom,
+    attempts: int,
+    decision_id: UUID,
 ) -> Evaluation:
     counts = outcomes.counts
     return Evaluation(
@@ -165,5 +172,6 @@ def _evaluation(
         active_children=sum(counts[status] for status in ACTIVE),
         attempts=attempts,
         reasons=records.render_reasons(verdict.reasons),
+        headroom=headroom,
         decision_id=decision_id,
     )

@@ -80,7 +80,10 @@ class TreeFacts(Facts):
 
 
 class OrchestratorPolicyFacts(Facts):
-    """The stored policy of the orchestrator's agent; absent where there is none. Inactive: the defaults hold."""
+    """The stored policy of the orchestrator's agent; absent where there is none. Inactive: the defaults hold.
+
+    The orchestrator is the caller; for `evaluate_and_replan` it is the subject, whose children are judged.
+    """
 
     max_depth: int
     max_fanout: int
@@ -129,7 +132,7 @@ class SubjectFacts(Facts):
     """The run that a join, cancel, query or replan is about.
 
     `within_principal`: it is the principal's run or below it (always true of a tenant's or admin's token).
-    `within_caller`: it is the caller's run or below it.
+    `within_caller`: it is the caller's run or below it. `children_count` counts over its lifetime.
     """
 
     run_id: UUID
@@ -137,6 +140,7 @@ class SubjectFacts(Facts):
     depth: int
     within_principal: bool
     within_caller: bool
+    children_count: int
 
 
 class OutcomeFacts(Facts):
@@ -234,7 +238,10 @@ class Limits(Answer):
 
 
 class Headroom(Answer):
-    """What is left after what was asked for is granted (before it, where it is denied); never below 0."""
+    """What is left after what was asked for is granted (before it, where it is denied); never below 0.
+
+    For `evaluate_and_replan`, what the subject may still spend.
+    """
 
     depth: int
     fanout: int

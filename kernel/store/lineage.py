@@ -43,19 +43,28 @@ LEFT JOIN subject s ON true
 LEFT JOIN agent_runs c ON c.tenant_id = n.tenant_id AND c.run_id = $3
 LEFT JOIN run_trees ct ON ct.tenant_id = c.tenant_id AND ct.root_run_id = c.root_run_id
 LEFT JOIN agents a ON a.tenant_id = c.tenant_id AND a.agent_id = c.agent_id
-LEFT JOIN orchestrator_policies p ON p.tenant_id = c.tenant_id AND p.agent_id = c.agent_id
+LEFT JOIN orchestrator_policies p ON p.tenant_id = n.tenant_id
+  AND p.agent_id = CASE WHEN $5 THEN s.agent_id ELSE c.agent_id END
 WHERE n.tenant_id = $1
 """
 
 
 async def standing(
-    session: ReadSession, tenant_id: UUID, run_id: UUID, caller_run_id: UUID | None, principal_run_id: UUID | None
+    session: ReadSession,
+    tenant_id: UUID,
+    run_id: UUID,
+    caller_run_id: UUID | None,
+    principal_run_id: UUID | None,
+    *,
+    policy_of_subject: bool,
 ) -> Row | None:
-    """A run, the run on whose behalf somebody asks about it, and whether it is within their reach.
+    """A run, the run on whose behalf somebody asks about it, whether it is within their reach, and one's policy.
 
     What the tenant does not have has null ids; None when there is no such tenant.
     """
-    row: Row | None = await session.driver.fetchrow(STANDING, tenant_id, run_id, caller_run_id, principal_run_id)
+    row: Row | None = await session.driver.fetchrow(
+        STANDING, tenant_id, run_id, caller_run_id, principal_run_id, policy_of_subject
+    )
     return row
 
 

@@ -18,10 +18,18 @@ class EvaluateBody(Body):
     run_id: UUID
 
 
+class HeadroomLeft(Answer):
+    """What the run may still spend: levels below it, children of its own, runs of its whole tree."""
+
+    depth: int
+    fanout: int
+    children_total: int
+
+
 class EvaluationAnswer(Answer):
     """The verdict. `failed_children` lists at most 1,000; a cancelled child counts as failed.
 
-    `attempts` counts the verdicts to replan so far, this one included.
+    `attempts` counts the verdicts to replan so far, this one included; `headroom` is what a new plan may still spend.
     """
 
     run_id: UUID
@@ -33,6 +41,7 @@ class EvaluationAnswer(Answer):
     suggested_action: Literal["continue", "replan", "escalate", "stop"]
     reasons: list[DenialReason]
     attempts: int
+    headroom: HeadroomLeft
     decision_id: UUID
 
 
@@ -53,6 +62,7 @@ async def evaluate_and_replan(body: EvaluateBody, principal: ExecuteDep, service
             "suggested_action": verdict.suggested_action,
             "reasons": verdict.reasons,
             "attempts": verdict.attempts,
+            "headroom": verdict.headroom.model_dump(),
             "decision_id": verdict.decision_id,
         }
     )

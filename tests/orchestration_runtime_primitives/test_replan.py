@@ -32,7 +32,7 @@ async def test_children_that_do_well_need_no_new_plan(kit: Kit) -> None:
     assert verdict == {
         "run_id": root.run_id, "needs_replan": False, "failed_children": [], "failed_count": 0, "total_children": 2,
         "active_children": 1, "suggested_action": "continue", "reasons": [], "attempts": 0,
-        "decision_id": verdict["decision_id"],
+        "headroom": {"depth": 3, "fanout": 6, "children_total": 30}, "decision_id": verdict["decision_id"],
     }  # fmt: skip
 
 
@@ -78,3 +78,41 @@ async def test_a_caller_judges_at_and_below_its_run_while_it_is_active(kit: Kit)
     assert problem["reasons"][0]["code"] == "outside_remit"
     done(await kit.api.post("/internal/orchestration/cancel-subtree", {"caller_run_id": branch, "run_id": branch}))
     refused(await kit.api.post(REPLAN, {"caller_run_id": branch, "run_id": branch}), 409, "run_cancelled")
+
+
+async def test_the_headroom_is_that_of_the_run_that_is_judged_under_its_own_agents_policy(kit: Kit) -> None:
+    await kit.agent("worker")
+    lead = await kit.orchestrator("lead", may_spawn=["worker"], max_depth=2, max_fanout=4, max_children_total=6)
+    root = await kit.root(await kit.orchestrator(may_spawn=["lead", "worker"], max_depth=9, max_fanout=90))
+    branch = done(await kit.spawn(root, "b", "lead"))["spawned_run_ids"][0]
+    done(await kit.spawn(root, "w"))
+    done(await kit.spawn_group(branch, "g", 3))
+    body = {"caller_run_id": root.run_id, "run_id": branch}
+    # The branch is one level down, has three children of four, and the tree has five runs of six.
+    assert done(await kit.api.post(REPLAN, body))["headroom"] == {"depth": 1, "fanout": 1, "children_total": 1}
+    assert (await judge(kit, root))["headroom"] == {"depth": 9, "fanout": 88, "children_total": 27}
+    tight = {"max_depth": 1, "max_fanout": 1, "max_children_total": 1}
+    done(await kit.api.put(f"/agents/{lead}/orchestrator-policy", tight))
+    assert done(await kit.api.post(REPLAN, body))["headroom"] == {"depth": 0, "fanout": 0, "children_total": 0}
+    done(await kit.api.put(f"/agents/{lead}/orchestrator-policy", {**tight, "is_active": False}))
+    assert done(await kit.api.post(REPLAN, body))["headroom"] == {"depth": 2, "fanout": 5, "children_total": 27}
+
+
+async def test_what_the_headroom_promises_a_spawn_gets_and_not_one_more(kit: Kit) -> None:
+    root, _ = await kit.team(max_fanout=5)
+    await children(kit, root, "failed", "failed")
+    verdict = await judge(kit, root)
+    assert (verdict["suggested_action"], verdict["headroom"]["fanout"]) == ("replan", 3)
+    assert (await kit.spawn_group(root, "four", 4)).status_code == 403
+    done(await kit.spawn_group(root, "three", 3))
+    assert (await judge(kit, root))["headroom"]["fanout"] == 0
+
+
+async def test_the_question_on_record_names_the_facts_of_the_headroom(kit: Kit) -> None:
+    root, _ = await kit.team(max_fanout=5)
+    await children(kit, root, "completed", "completed")
+    verdict = await judge(kit, root)
+    record = done(await kit.api.get(f"/policies/decisions/{verdict['decision_id']}"))
+    assert record["input"]["subject"]["children_count"] == record["input"]["tree"]["children_total"] == 2
+    assert record["input"]["orchestrator_policy"]["max_fanout"] == 5
+    assert record["result"]["headroom"] == verdict["headroom"]

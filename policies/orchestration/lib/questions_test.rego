@@ -69,17 +69,23 @@ about := object.union(common, {
 		"depth": 0,
 		"within_principal": true,
 		"within_caller": true,
+		"children_count": 4,
 	},
 })
 
-replan := object.union(about, {"action": "evaluate_and_replan", "outcomes": {
-	"total_children": 4,
-	"completed_children": 4,
-	"failed_children": 0,
-	"cancelled_children": 0,
-	"active_children": 0,
-	"attempts": 0,
-}})
+replan := object.union(about, {
+	"action": "evaluate_and_replan",
+	"tree": {"root_run_id": caller.run_id, "children_total": 5},
+	"orchestrator_policy": policy,
+	"outcomes": {
+		"total_children": 4,
+		"completed_children": 4,
+		"failed_children": 0,
+		"cancelled_children": 0,
+		"active_children": 0,
+		"attempts": 0,
+	},
+})
 
 retrieve := object.union(common, {
 	"action": "retrieve",

@@ -4,13 +4,24 @@
 package orchestration.replan
 
 import data.orchestration.lib
+import data.orchestration.policy
 import data.orchestration.remit.caller
 import data.orchestration.remit.subject
 
 # METADATA
 # title: Decision
-# description: Allowed within the remit of the principal and of the caller; the verdict comes with an allow only.
-decision := object.union(lib.answer(deny), {"verdict": verdict}) if {
+# description: |
+#   Allowed within the remit of the principal and of the caller. The verdict, and what a new plan may still spend under
+#   the policy in force for the run, come with an allow only.
+decision := {
+	"allow": true,
+	"reasons": [],
+	"effective_scopes": [],
+	"verdict": verdict,
+	"policy": policy.effective,
+	"limits": policy.limits,
+	"headroom": headroom,
+} if {
 	count(deny) == 0
 } else := lib.answer(deny)
 
@@ -39,3 +50,19 @@ counted if {
 	lib.is_count(input.outcomes.cancelled_children)
 	lib.is_count(input.outcomes.attempts)
 }
+
+# METADATA
+# title: Headroom unknown
+# description: There is no telling what a new plan may spend where a limit or a counter is none.
+# custom:
+#   short_name: headroom_unknown
+#   message: the limits of the run, or what it has spent of them, are not known
+deny contains reason if {
+	not headroom
+	reason := lib.reason(rego.metadata.rule(), [], {})
+}
+
+# METADATA
+# title: Headroom
+# description: What the run whose children are judged may still spend; its tree is the caller's, as it is within reach.
+headroom := lib.headroom(policy.limits, input.subject, input.tree)

@@ -78,3 +78,56 @@ test_no_outcomes_are_denied if {
 	decision := replan.decision with input as questions.without(questions.replan, "/outcomes")
 	questions.codes(decision) == ["outcomes_unknown"]
 }
+
+test_the_headroom_is_what_the_run_may_still_spend[name] if {
+	some name, case in {
+		"plenty": [0, 4, 5, [3, 4, 27]],
+		"at the limits": [3, 8, 32, [0, 0, 0]],
+		"beyond limits that were lowered since": [4, 9, 40, [0, 0, 0]],
+	}
+	question := json.patch(questions.replan, [
+		{"op": "replace", "path": "/subject/depth", "value": case[0]},
+		{"op": "replace", "path": "/subject/children_count", "value": case[1]},
+		{"op": "replace", "path": "/tree/children_total", "value": case[2]},
+	])
+	decision := replan.decision with input as question
+	decision.headroom == {"depth": case[3][0], "fanout": case[3][1], "children_total": case[3][2]}
+	decision.limits == {"max_depth": 3, "max_fanout": 8, "max_children_total": 32}
+	decision.policy.join_timeout_s == 60
+}
+
+test_without_a_policy_of_its_own_the_defaults_are_left if {
+	tight := {"max_depth": 1, "max_fanout": 5, "max_children_total": 9}
+	defaults := object.union(data.orchestration.defaults, tight)
+	left := {"depth": 1, "fanout": 1, "children_total": 4}
+	decision := replan.decision with input as questions.without(questions.replan, "/orchestrator_policy")
+		with data.orchestration.defaults as defaults
+	decision.headroom == left
+	inactive := questions.changed(questions.replan, "/orchestrator_policy/is_active", false)
+	again := replan.decision with input as inactive with data.orchestration.defaults as defaults
+	again.headroom == left
+}
+
+test_counters_and_limits_that_are_no_counts_are_denied[path] if {
+	some path in [
+		"/subject/depth",
+		"/subject/children_count",
+		"/tree/children_total",
+		"/orchestrator_policy/max_depth",
+		"/orchestrator_policy/max_fanout",
+		"/orchestrator_policy/max_children_total",
+	]
+	every value in questions.no_counts {
+		decision := replan.decision with input as questions.changed(questions.replan, path, value)
+		not decision.allow
+		questions.codes(decision) == ["headroom_unknown"]
+		not decision.headroom
+	}
+	missing := replan.decision with input as questions.without(questions.replan, path)
+	questions.codes(missing) == ["headroom_unknown"]
+}
+
+test_without_counters_of_the_tree_it_is_denied if {
+	decision := replan.decision with input as questions.without(questions.replan, "/tree")
+	questions.codes(decision) == ["headroom_unknown"]
+}

@@ -41,20 +41,10 @@ decision := {
 	"headroom": room,
 } if {
 	limits := policy.limits
-	room := _headroom(limits, input.caller, input.tree)
+	room := lib.headroom(limits, input.caller, input.tree)
 } else := lib.answer(denials)
 
 # METADATA
 # title: Denials
 # description: Every reason against, of this package and of those that it asks.
 denials := ((((deny | surface.deny) | actor.deny) | shape.deny) | published.deny) | allowlist.deny
-
-_headroom(limits, caller, tree) := {
-	"depth": max([0, limits.max_depth - caller.depth]),
-	"fanout": max([0, limits.max_fanout - caller.children_count]),
-	"children_total": max([0, limits.max_children_total - tree.children_total]),
-} if {
-	lib.is_count(caller.depth)
-	lib.is_count(caller.children_count)
-	lib.is_count(tree.children_total)
-}

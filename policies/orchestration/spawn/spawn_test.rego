@@ -115,7 +115,9 @@ test_a_group_without_members_is_a_group if {
 
 test_drafts_are_spawned_where_policy_lifts_the_rule if {
 	lifted := questions.changed(questions.spawn, "/orchestrator_policy/enforce_published_only", false)
-	decide(questions.changed(lifted, "/targets/0/status", "draft")).allow
+	draft := questions.changed(lifted, "/targets/0/status", "draft")
+	decide(draft).allow
+	questions.codes(decide(questions.changed(draft, "/action", "agent_call"))) == ["target_not_published"]
 }
 
 test_an_entry_that_says_two_things_lists_nothing if {

@@ -86,7 +86,9 @@ def replan(*, failed: int) -> DecisionInput:
         caller=caller(),
         tree=TreeFacts(root_run_id=RUN, children_total=4),
         orchestrator_policy=stored_policy(),
-        subject=SubjectFacts(run_id=RUN, status="running", depth=1, within_principal=True, within_caller=True),
+        subject=SubjectFacts(
+            run_id=RUN, status="running", depth=1, within_principal=True, within_caller=True, children_count=4
+        ),
         outcomes=OutcomeFacts(
             total_children=4,
             completed_children=4 - failed,
