@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import get_args
 
 import structlog
 from prometheus_client import REGISTRY
@@ -16,7 +17,7 @@ from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.domain.errors import DatabaseUnavailableError
 from kernel.policy.bundle import SCOPE, SigningKey
-from kernel.policy.opa import OpaEngine, from_url
+from kernel.policy.opa import Cause, OpaEngine, from_url
 from kernel.store import migrate
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
@@ -143,6 +144,9 @@ async def engine_of(
     instruments: Instruments = UNTRACED,
 ) -> AsyncIterator[OpaEngine]:
     """The OPA that decides: the one that is set, or a child of ours that pulls its bundle from `url`."""
+    for cause in get_args(Cause):
+        # A cause that has not happened is told as 0, not by its absence.
+        metrics.POLICY_FAILURES.labels(cause)
     async with AsyncExitStack() as stack:
         if settings.opa_url is not None:
             address, token = settings.opa_url, settings.opa_token.get_secret_value() if settings.opa_token else None
@@ -180,8 +184,7 @@ async def engine_of(
 def tokens_of(settings: Settings) -> Tokens:
     """The keys and the admin's token, made in the data directory where they are not given."""
     given = settings.admin_token.get_secret_value() if settings.admin_token else None
-    keys = settings.token_key_file or settings.data_dir / "keys"
-    ring = KeyRing.single(keys) if keys.is_file() else KeyRing(keys)
+    ring = KeyRing.mounted(settings.token_key_file) if settings.token_key_file else KeyRing(settings.data_dir / "keys")
     return Tokens(
         ring,
         admin_token=read_or_make_secret(settings.data_dir / "admin-token", given),

@@ -30,6 +30,10 @@ MAX_CACHED = 20_000
 LEEWAY_S = 5
 
 
+class TokenKeyError(Exception):
+    """A key that was given for tokens is none."""
+
+
 class KeyRing:
     """The keys that sign and verify: the newest signs, all verify, each is known by its `kid`.
 
@@ -43,20 +47,28 @@ class KeyRing:
         paths = sorted(directory.glob("*.pem"))
         if not paths:
             paths = [_generate(directory)]
+        self._hold(paths)
+
+    @classmethod
+    def mounted(cls, path: Path) -> "KeyRing":
+        """The ring of the key in a file, or of those in a directory, as production mounts them: none is ever made.
+
+        Raises:
+            TokenKeyError: when there is no key.
+        """
+        paths = sorted(path.glob("*.pem")) if path.is_dir() else [path]
+        if not paths:
+            raise TokenKeyError(f"REMIT_TOKEN_KEY_FILE: there is no *.pem in {path}")
+        ring = cls.__new__(cls)
+        ring._hold(paths)  # noqa: SLF001 - its own class
+        return ring
+
+    def _hold(self, paths: Sequence[Path]) -> None:
         self._verifying: dict[str, Ed25519PublicKey] = {}
         for path in paths:
             private = _load(path)
             self.signing_kid, self.signing_key = _kid(private.public_key()), private
             self._verifying[self.signing_kid] = private.public_key()
-
-    @classmethod
-    def single(cls, path: Path) -> "KeyRing":
-        """The ring of one key in one file, as production mounts it."""
-        ring = cls.__new__(cls)
-        private = _load(path)
-        ring.signing_kid, ring.signing_key = _kid(private.public_key()), private
-        ring._verifying = {ring.signing_kid: private.public_key()}  # noqa: SLF001 - its own class
-        return ring
 
     def verifying_key(self, kid: str) -> Ed25519PublicKey | None:
         """The public key of a `kid`, if it is one of ours."""
@@ -210,9 +222,12 @@ def _generate(directory: Path) -> Path:
 
 
 def _load(path: Path) -> Ed25519PrivateKey:
-    private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    try:
+        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise TokenKeyError(f"the token key {path} cannot be read: {error}") from error
     if not isinstance(private, Ed25519PrivateKey):
-        raise TypeError(f"{path} must hold an Ed25519 private key")
+        raise TokenKeyError(f"the token key {path} is no Ed25519 key")
     return private
 
 
