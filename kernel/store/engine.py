@@ -32,6 +32,8 @@ UNAVAILABLE = (
     asyncio.TimeoutError,
     pg.PostgresConnectionError,
     pg.InterfaceError,
+    # What asyncpg says of a statement during which its connection is lost.
+    pg.InternalClientError,
     pg.OperatorInterventionError,
     pg.InsufficientResourcesError,
     pg.LockNotAvailableError,
@@ -124,7 +126,7 @@ class Database:
                 driver = cast("asyncpg.Connection", (await core.get_raw_connection()).driver_connection)
                 try:
                     yield core, driver
-                except asyncio.CancelledError:
+                except (asyncio.CancelledError, pg.InternalClientError):
                     # What was under way may yet take effect, a BEGIN above all: whoever borrowed the connection next
                     # would write into a transaction that nobody ends. The pool replaces it.
                     driver.terminate()
@@ -168,5 +170,5 @@ def _replace_when_closed(dbapi_connection: Any, _record: object, _proxy: object)
 async def _roll_back(transaction: Transaction, driver: asyncpg.Connection) -> None:
     try:
         await transaction.rollback()
-    except (pg.PostgresError, pg.InterfaceError, OSError):
+    except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError):
         driver.terminate()
