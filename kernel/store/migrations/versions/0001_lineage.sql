@@ -35,6 +35,8 @@ CREATE TABLE agents (
     UNIQUE (tenant_id, slug),
     CHECK (kind = 'graph' OR graph_definition IS NULL)
 );
+-- Whose runs graph workers execute.
+CREATE INDEX agents_graphs ON agents (tenant_id, agent_id) WHERE kind = 'graph';
 
 CREATE TABLE orchestrator_policies (
     tenant_id              uuid NOT NULL,
@@ -194,6 +196,8 @@ CREATE TABLE run_payloads (
     input           json NOT NULL,
     output          json,
     error           json,
+    -- The graph that a run of a graph agent began with: what becomes of the agent does not change it.
+    graph           json,
     request_digests json,
     policy_snapshot json,
     decision_id     uuid,

@@ -1,0 +1,236 @@
+"""Runs a graph on LangGraph: a step for each set of nodes that are under way at once, a checkpoint after each.
+
+A node may be executed again when the process died before the checkpoint of its step: what it does is the same then,
+because keys are derived from what is checkpointed.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import structlog
+from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphRecursionError
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Command
+from langsmith import tracing_context
+
+from kernel.domain.errors import (
+    CallerNotActiveError,
+    DatabaseUnavailableError,
+    FactsChangedError,
+    PolicyUnavailableError,
+    RemitError,
+    RunCancelledError,
+    TenantSaturatedError,
+)
+from kernel.graph.checkpoints import Checkpoints, thread_of
+from kernel.graph.executors import cancelling, deciding, joining, plain, replanning, spawning, tool_call
+from kernel.graph.executors.visit import (
+    Commands,
+    Executor,
+    GraphInterruptedError,
+    GraphRunError,
+    Outcome,
+    Visit,
+    search,
+)
+from kernel.graph.ir import Graph, GraphNode
+from kernel.graph.spec import NodeType
+from kernel.graph.state import Frontier, GraphState, Lineage, Ways, expression_document
+
+EXECUTORS: Mapping[NodeType, Executor] = {
+    NodeType.START: plain.start,
+    NodeType.END: plain.end,
+    NodeType.TRANSFORM: plain.transform,
+    NodeType.PARALLEL: plain.parallel,
+    NodeType.TOOL_CALL: tool_call.tool_call,
+    NodeType.IF_ELSE: deciding.if_else,
+    NodeType.ROUTER: deciding.router,
+    NodeType.JUDGE: deciding.judge,
+    NodeType.SPAWN_RUN: spawning.spawn_run,
+    NodeType.SPAWN_GROUP: spawning.spawn_group,
+    NodeType.JOIN: joining.join,
+    NodeType.REPLAN: replanning.replan,
+    NodeType.CANCEL_SUBTREE: cancelling.cancel_subtree,
+}
+# What waits, rather than works, takes no one's turn.
+WAITING = frozenset({NodeType.JOIN, NodeType.TOOL_CALL})
+# Who can take a denial as an output.
+ROUTING = frozenset({NodeType.ROUTER, NodeType.IF_ELSE})
+
+MAX_STEPS = 10_000
+MAX_KNOWN_GRAPHS = 256
+
+# What passes is tried again; a run that meets it for longer than this has failed.
+PASSING = (DatabaseUnavailableError, FactsChangedError, PolicyUnavailableError, TenantSaturatedError)
+PATIENCE_S = 120.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
+
+_Compiled = CompiledStateGraph[GraphState, Lineage, GraphState, GraphState]
+
+log = structlog.get_logger()
+
+
+class LangGraphRuntime:
+    """Runs graphs, any number at once.
+
+    Args:
+        active_nodes: how many nodes work at once in this process; those that wait do not count.
+    """
+
+    def __init__(self, commands: Commands, checkpoints: Checkpoints, *, active_nodes: int = 16) -> None:
+        self._commands = commands
+        self._checkpoints = checkpoints
+        self._turns = asyncio.Semaphore(active_nodes)
+        self._known: OrderedDict[str, _Compiled] = OrderedDict()
+
+    async def run(self, graph: Graph, lineage: Lineage, run_input: Mapping[str, Any], *, resumed: bool) -> Any:
+        """Run a graph to its end, from its last checkpoint on where `resumed` and there is one.
+
+        Returns:
+            The output of its last end.
+
+        Raises:
+            GraphRunError: when it fails.
+            GraphInterruptedError: when the run has ended otherwise, or the process ends.
+        """
+        saver = self._checkpoints.saver()
+        config: RunnableConfig = {
+            "configurable": {"thread_id": thread_of(lineage.tenant_id, lineage.run_id)},
+            "recursion_limit": MAX_STEPS,
+        }
+        begun = resumed and await saver.aget_tuple(config) is not None
+        first: GraphState = {"input": dict(run_input), "context": lineage.document()}
+        compiled = self._compiled(graph).copy({"checkpointer": saver})
+        try:
+            # Nothing of a run is told to a tracing service, whatever the environment says.
+            with tracing_context(enabled=False):
+                state = await compiled.ainvoke(
+                    None if begun else first, config, context=lineage, durability="sync", stream_mode="values"
+                )
+        except GraphRecursionError:
+            raise GraphRunError("graph_too_long", f"the graph took more than {MAX_STEPS} steps") from None
+        return _output(graph, cast("GraphState", state))
+
+    def _compiled(self, graph: Graph) -> _Compiled:
+        known = self._known.get(graph.digest)
+        if known is None:
+            known = self._known[graph.digest] = self._compile(graph)
+            while len(self._known) > MAX_KNOWN_GRAPHS:
+                self._known.popitem(last=False)
+        self._known.move_to_end(graph.digest)
+        return known
+
+    def _compile(self, graph: Graph) -> _Compiled:
+        # LangGraph reserves some characters in names, so nodes go by their numbers.
+        names = {node_id: f"n{number}" for number, node_id in enumerate(graph.nodes)}
+        ways = Ways(graph)
+        builder = StateGraph(GraphState, Lineage)
+        for node in graph.nodes.values():
+            builder.add_node(names[node.id], _Step(self._commands, self._turns, graph, ways, node, names).take)
+        builder.add_edge(START, names[graph.entry])
+        return builder.compile()
+
+
+class _Step:
+    """A node as a step of LangGraph's."""
+
+    def __init__(
+        self,
+        commands: Commands,
+        turns: asyncio.Semaphore,
+        graph: Graph,
+        ways: Ways,
+        node: GraphNode,
+        names: Mapping[str, str],
+    ) -> None:
+        self._commands = commands
+        self._turns = turns
+        self._graph = graph
+        self._ways = ways
+        self._node = node
+        self._names = names
+        targets = [target for found in graph.routes.get(node.id, {}).values() for target in found]
+        self._can_be_denied = bool(targets) and all(graph.nodes[target].type in ROUTING for target in targets)
+
+    async def take(self, state: GraphState, runtime: Any) -> Command[str]:
+        """Execute the node, unless it waits for others, and go on."""
+        node_id = self._node.id
+        here: Frontier = state.get("frontier") or {"step": 0, "nodes": [node_id], "parked": []}
+        if self._ways.must_wait(node_id, here):
+            parked: Frontier = {"step": here["step"] + 1, "nodes": [node_id], "parked": [node_id]}
+            return Command(update={"frontier": parked}, goto=self._names[node_id])
+        iteration = state.get("visits", {}).get(node_id, 0)
+        try:
+            outcome = await self._execute(state, runtime.context, iteration)
+        except (RunCancelledError, CallerNotActiveError) as error:
+            raise GraphInterruptedError(error.detail) from error
+        except RemitError as error:
+            raise GraphRunError(error.code, error.detail, node_id, **error.members) from error
+        if outcome.denied and not self._can_be_denied:
+            reasons = outcome.output["reasons"]
+            said = "; ".join(str(reason["message"]) for reason in reasons)
+            raise GraphRunError(
+                "policy_denied",
+                f"node {node_id!r} was refused: {said}",
+                node_id,
+                reasons=reasons,
+                decision_id=outcome.output["decision_id"],
+            )
+        targets = self._graph.routes.get(node_id, {}).get(outcome.handle, ())
+        frontier: Frontier = {"step": here["step"] + 1, "nodes": sorted(targets), "parked": []}
+        return Command(
+            update={
+                "nodes": {node_id: outcome.output},
+                "steps": {node_id: here["step"]},
+                "visits": {node_id: iteration + 1},
+                "frontier": frontier,
+            },
+            goto=[self._names[target] for target in targets] or END,
+        )
+
+    async def _execute(self, state: GraphState, lineage: Lineage, iteration: int) -> Outcome:
+        node = self._node
+        document = expression_document(state, self._ways, node.id, {})
+        mapped = {name: search(expression, document, node.id) for name, expression in node.input_mappings.items()}
+        visit = Visit(
+            commands=self._commands,
+            ways=self._ways,
+            state=state,
+            lineage=lineage,
+            node=node,
+            iteration=iteration,
+            document={**document, "mapped": mapped},
+        )
+        executor = EXECUTORS[node.type]
+        if node.type in WAITING:
+            return await _persist(lambda: executor(visit), visit)
+        async with self._turns:
+            return await _persist(lambda: executor(visit), visit)
+
+
+async def _persist(attempt: Callable[[], Awaitable[Outcome]], visit: Visit) -> Outcome:
+    """Try again what fails only for now."""
+    clock = asyncio.get_running_loop().time
+    until, pause = clock() + PATIENCE_S, FIRST_PAUSE_S
+    while True:
+        try:
+            return await attempt()
+        except PASSING as error:
+            if clock() + pause > until or visit.commands.wakeups.stopping:
+                raise
+            log.warning(
+                "a node is tried again", run_id=str(visit.lineage.run_id), node_id=visit.node.id, error=error.detail
+            )
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def _output(graph: Graph, state: GraphState) -> Any:
+    """What the run gives back: the output of its end, of several the one that was come to last."""
+    steps, nodes = state.get("steps", {}), state.get("nodes", {})
+    ended = [node_id for node_id in graph.exits if node_id in steps]
+    return nodes[max(ended, key=lambda node_id: (steps[node_id], node_id))] if ended else None

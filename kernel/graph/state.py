@@ -1,0 +1,147 @@
+"""What a running graph remembers: plain JSON, so that a checkpoint is readable whatever wrote it.
+
+Every rule about which output a node sees is here, and depends on nothing but the state and the graph: a graph that is
+resumed from a checkpoint sees what it would have seen.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
+from uuid import UUID
+
+from kernel.graph.flow import Flow
+from kernel.graph.ir import Graph
+from kernel.graph.spec import NodeType
+
+# What makes an orchestration output; router and judge only look at the one that is there.
+PRODUCERS = frozenset(
+    {NodeType.SPAWN_RUN, NodeType.SPAWN_GROUP, NodeType.JOIN, NodeType.REPLAN, NodeType.CANCEL_SUBTREE}
+)
+# What only says where to go on: the output before it stays the output before the next node.
+SIGNPOSTS = frozenset({NodeType.ROUTER, NodeType.JUDGE, NodeType.IF_ELSE, NodeType.PARALLEL, NodeType.END})
+
+
+class Frontier(TypedDict):
+    """The nodes that are under way in a step, and which of them wait for the others."""
+
+    step: int
+    nodes: list[str]
+    parked: list[str]
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both, the new one's where both have it."""
+    return {**old, **new}
+
+
+def gather(old: Frontier | None, new: Frontier) -> Frontier:
+    """What the nodes of one step go on to, together."""
+    if not old or new["step"] > old["step"]:
+        return new
+    return {
+        "step": old["step"],
+        "nodes": sorted({*old["nodes"], *new["nodes"]}),
+        "parked": sorted({*old["parked"], *new["parked"]}),
+    }
+
+
+class GraphState(TypedDict, total=False):
+    """`nodes` has the last output of each node, `steps` when it was made, `visits` how often the node has run."""
+
+    input: dict[str, Any]
+    context: dict[str, Any]
+    nodes: Annotated[dict[str, Any], merge]
+    steps: Annotated[dict[str, int], merge]
+    visits: Annotated[dict[str, int], merge]
+    frontier: Annotated[Frontier, gather]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a graph's run stands, as every node of it is told."""
+
+    tenant_id: UUID
+    run_id: UUID
+    root_run_id: UUID
+    parent_run_id: UUID | None
+    parent_node_id: str | None
+    depth: int
+    scopes: tuple[str, ...]
+    spawn_key: str | None
+    orchestration_group_id: UUID | None
+    surface: str
+
+    def document(self) -> dict[str, Any]:
+        """The lineage as JSON."""
+        return {
+            "tenant_id": str(self.tenant_id),
+            "run_id": str(self.run_id),
+            "root_run_id": str(self.root_run_id),
+            "parent_run_id": str(self.parent_run_id) if self.parent_run_id is not None else None,
+            "parent_node_id": self.parent_node_id,
+            "depth": self.depth,
+            "requested_scopes": list(self.scopes),
+            "spawn_key": self.spawn_key,
+            "orchestration_group_id": (
+                str(self.orchestration_group_id) if self.orchestration_group_id is not None else None
+            ),
+            "surface": self.surface,
+        }
+
+
+class Ways:
+    """Which node can be come to from which, in one graph; and so whose outputs a node sees, and for whom it waits."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        successors = {
+            node_id: sorted({target for targets in graph.routes.get(node_id, {}).values() for target in targets})
+            for node_id in graph.nodes
+        }
+        flow = Flow(successors)
+        self._after = {node_id: flow.after([node_id]) for node_id in graph.nodes}
+        self._before: dict[str, set[str]] = {node_id: set() for node_id in graph.nodes}
+        for node_id, reached in self._after.items():
+            for target in reached:
+                self._before[target].add(node_id)
+        ways_in: dict[str, int] = dict.fromkeys(graph.nodes, 0)
+        for targets in successors.values():
+            for target in targets:
+                ways_in[target] += 1
+        splits = any(len(targets) > 1 for handles in graph.routes.values() for targets in handles.values())
+        self._meeting = {node_id for node_id, count in ways_in.items() if count > 1} if splits else set()
+
+    def must_wait(self, node_id: str, frontier: Frontier) -> bool:
+        """Whether a node at which ways meet waits for another one that may still come to it.
+
+        In a cycle two nodes may wait for each other; then the first of them goes.
+        """
+        if node_id not in self._meeting:
+            return False
+        others = [other for other in frontier["nodes"] if other != node_id]
+        if not any(node_id in self._after[other] for other in others):
+            return False
+        return set(frontier["nodes"]) != set(frontier["parked"]) or node_id != min(frontier["nodes"])
+
+    def latest(self, state: GraphState, node_id: str, types: Iterable[NodeType] = PRODUCERS) -> str | None:
+        """The node of some types before this one whose output is the latest."""
+        wanted, steps = frozenset(types), state.get("steps", {})
+        seen = [before for before in self._before[node_id] if self._graph.nodes[before].type in wanted]
+        return max((before for before in seen if before in steps), key=lambda one: (steps[one], one), default=None)
+
+    def output_before(self, state: GraphState, node_id: str) -> Any:
+        """The latest output before a node of anything that makes one."""
+        found = self.latest(state, node_id, frozenset(NodeType) - SIGNPOSTS)
+        return state["nodes"][found] if found is not None else None
+
+
+def expression_document(state: GraphState, ways: Ways, node_id: str, mapped: Mapping[str, Any]) -> dict[str, Any]:
+    """What the expressions of a node are about."""
+    latest = ways.latest(state, node_id)
+    return {
+        "input": state.get("input", {}),
+        "context": {**state.get("context", {}), "node_id": node_id},
+        "nodes": state.get("nodes", {}),
+        "latest": state["nodes"][latest] if latest is not None else None,
+        "mapped": dict(mapped),
+    }

@@ -1,0 +1,158 @@
+"""What each type of node does when a graph runs."""
+
+import asyncio
+
+from tests.graphs import ended, graph, graph_agent, joined, node, play, start
+from tests.kit import Kit, done
+
+
+async def test_a_graph_computes_its_output_of_its_input(kit: Kit) -> None:
+    definition = graph(
+        [
+            node("double", "transform", expressions={"items": "[input.n, input.n]"}),
+            node("many", "if_else", conditions=[{"name": "some", "expression": "nodes.double.items"}]),
+            node("end", "end", output={"items": "nodes.double.items", "by": "context.node_id"}),
+        ],
+        "start -> double",
+        "double -> many",
+        "many:some -> end",
+        "many:else -> end",
+    )
+    run = await start(kit, await graph_agent(kit, definition), {"n": 3})
+    finished = await ended(kit, run.run_id)
+    assert finished["status"] == "completed", finished
+    assert finished["output"] == {"items": [3, 3], "by": "end"}
+
+
+async def test_a_group_is_spawned_joined_and_judged(kit: Kit) -> None:
+    await kit.agent("worker")
+    definition = graph(
+        [
+            node("fan", "spawn_group", targets=[{"target_agent_slug": "worker"}] * 3, scope_subset=["read"]),
+            node("wait", "join"),
+            node("verdict", "judge"),
+            node("good", "transform", expressions={"ok": "`true`", "status": "nodes.wait.status"}),
+            node("bad", "transform", expressions={"ok": "`false`"}),
+        ],
+        "start -> fan",
+        "fan -> wait",
+        *joined("wait", "verdict"),
+        "verdict:pass -> good",
+        "verdict:fail -> bad",
+        "good -> end",
+        "bad -> end",
+    )
+    run = await start(kit, await graph_agent(kit, definition))
+    played = await play(kit, "completed", "failed", "completed")
+    finished = await ended(kit, run.run_id)
+    assert finished["output"] == {"ok": True, "status": "completed_with_errors"}, finished
+    context = played[0]["context"]
+    assert context["parent_run_id"] == run.run_id
+    assert context["parent_node_id"] == "fan"
+    assert context["orchestration_group_id"]
+    assert context["requested_scopes"] == ["read"]
+
+
+async def test_a_denial_is_routed_to_an_alternative(kit: Kit) -> None:
+    await kit.agent("worker")
+    other = await kit.agent("other")
+    definition = graph(
+        [
+            node("first", "spawn_run", target_agent_slug="other", scope_subset=["read"]),
+            node("which", "router", routes=["denied"]),
+            node("second", "spawn_run", target_agent_slug="worker", scope_subset=["read"]),
+        ],
+        "start -> first",
+        "first -> which",
+        "which:denied -> second",
+        "which:default -> end",
+        "second -> end",
+    )
+    agent_id = await graph_agent(kit, definition, may_spawn=["worker", "other"])
+    done(await kit.api.post(f"/agents/{other}/unpublish"))
+    finished = await ended(kit, (await start(kit, agent_id)).run_id)
+    assert finished["status"] == "completed", finished
+    assert finished["output"]["status"] == "spawned"
+
+
+async def test_a_denial_without_a_route_fails_the_run_with_its_reasons(kit: Kit) -> None:
+    worker = await kit.agent("worker")
+    definition = graph(
+        [node("only", "spawn_run", target_agent_slug="worker", scope_subset=["read"])], "start -> only", "only -> end"
+    )
+    agent_id = await graph_agent(kit, definition)
+    done(await kit.api.post(f"/agents/{worker}/unpublish"))
+    finished = await ended(kit, (await start(kit, agent_id)).run_id)
+    assert finished["status"] == "failed"
+    assert finished["error"]["code"] == "policy_denied"
+    assert [reason["code"] for reason in finished["error"]["reasons"]] == ["target_not_published"]
+
+
+async def test_ways_that_part_meet_once(kit: Kit) -> None:
+    definition = graph(
+        [
+            node("part", "parallel"),
+            node("short", "transform", expressions={"a": "`1`"}),
+            node("long1", "transform", expressions={"b": "`2`"}),
+            node("long2", "transform", expressions={"b": "nodes.long1.b"}),
+            node("meet", "transform", expressions={"a": "nodes.short.a", "b": "nodes.long2.b"}),
+            node("end", "end", output={"both": "nodes.meet"}),
+        ],
+        "start -> part",
+        "part -> short",
+        "part -> long1",
+        "long1 -> long2",
+        "short -> meet",
+        "long2 -> meet",
+        "meet -> end",
+    )
+    finished = await ended(kit, (await start(kit, await graph_agent(kit, definition))).run_id)
+    assert finished["output"] == {"both": {"a": 1, "b": 2}}
+
+
+async def test_cancelling_the_run_stops_its_graph_and_its_children(kit: Kit) -> None:
+    await kit.agent("worker")
+    definition = graph(
+        [
+            node("fan", "spawn_group", targets=[{"target_agent_slug": "worker"}] * 2, scope_subset=["read"]),
+            node("wait", "join"),
+        ],
+        "start -> fan",
+        "fan -> wait",
+        *joined("wait"),
+    )
+    run = await start(kit, await graph_agent(kit, definition))
+    await play(kit, "hold")
+    body = {"caller_run_id": run.run_id, "run_id": run.run_id}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    finished = await ended(kit, run.run_id)
+    assert finished["status"] == "cancelled"
+    async with asyncio.timeout(10):
+        while True:
+            tree = done(await kit.api.get(f"/agents/runs/{run.run_id}/tree"))["tree"]
+            if {child["status"] for child in tree["children"]} == {"cancelled"}:
+                break
+
+
+async def test_a_change_of_the_agent_does_not_change_what_runs(kit: Kit) -> None:
+    await kit.agent("worker")
+
+    def said(word: str) -> dict[str, object]:
+        return graph(
+            [
+                node("one", "spawn_group", targets=[{"target_agent_slug": "worker"}], scope_subset=["read"]),
+                node("wait", "join"),
+                node("end", "end", output={"said": f"'{word}'"}),
+            ],
+            "start -> one",
+            "one -> wait",
+            *joined("wait"),
+        )
+
+    agent_id = await graph_agent(kit, said("before"))
+    run = await start(kit, agent_id)
+    (child,) = await play(kit, "hold")
+    done(await kit.api.call("PATCH", f"/agents/{agent_id}", {"graph_definition": said("after")}))
+    report = {"run_id": child["run_id"], "lease": child["lease"], "status": "completed"}
+    done(await kit.api.post("/work/complete", report))
+    assert (await ended(kit, run.run_id))["output"] == {"said": "before"}
