@@ -14,8 +14,9 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from kernel.graph.checkpoints import make_checkpoint_tables
 from kernel.store import migrate, partitions
-from service import runtime
+from service import graph_worker, runtime
 from service.app import make_app, wrap
 from service.dependencies import Services
 from service.loops import loops_of
@@ -80,7 +81,7 @@ async def serve(
 
     Args:
         embedded: whether PostgreSQL may be one of our own; then the schema is brought up, too.
-        reconcile: whether the loops run in this process.
+        reconcile: whether the loops and a graph worker run in this process.
         on_ready: called once, when the first request would be served.
     """
     stopping = asyncio.Event()
@@ -93,6 +94,7 @@ async def serve(
         database_url = await stack.enter_async_context(runtime.database_of(settings, progress, embedded=embedded))
         if embedded:
             await migrate.upgrade(database_url)
+            await make_checkpoint_tables(database_url)
             await partitions.ensure_partitions(database_url)
         delivery = await stack.enter_async_context(runtime.policy_of(settings, progress))
         engine = await stack.enter_async_context(runtime.engine_of(settings, delivery, url, progress, instruments))
@@ -101,6 +103,7 @@ async def serve(
         )
         if reconcile:
             await stack.enter_async_context(_running(services))
+            await stack.enter_async_context(graph_worker.working(services, database_url))
         server = Server(make_app(services, delivery), services)
         ending.serving = True
         async with asyncio.TaskGroup() as group:

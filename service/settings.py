@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     )
     tenant_max_active_runs: int = Field(1_000_000, ge=1, description="Active runs of one tenant, softly.")
     spawn_lanes: int = Field(2, ge=1, le=32, description="Batches of spawns in flight.")
+    graph_lease_s: int = Field(15, ge=2, le=3600, description="How long after a crash a graph goes on elsewhere.")
+    graph_active_nodes: int = Field(16, ge=1, le=1000, description="Nodes of graphs that work at once in one process.")
+    checkpoint_pool_size: int = Field(4, ge=1, le=100, description="Connections for the checkpoints of graphs.")
     decision_retention_days: int = Field(30, ge=1, description="How long decisions are kept on record.")
     event_retention_days: int | None = Field(
         None, ge=1, description="How long events of ended trees are kept; unset: for ever."

@@ -20,6 +20,7 @@ import policies
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
+from kernel.graph.checkpoints import make_checkpoint_tables
 from kernel.policy.bundle import SigningKey
 from kernel.policy.opa import OpaEngine, from_url
 from kernel.store import migrate
@@ -128,6 +129,7 @@ async def database_url(servers: Servers, worker_id: str) -> str:
         await connection.close()
     mine = url.set(database=name).render_as_string(hide_password=False)
     await migrate.upgrade(mine)
+    await make_checkpoint_tables(mine)
     return mine
 
 
