@@ -121,6 +121,7 @@ class Wakeups:
         self._for_groups: _Room[Key] = _Room()
         self._poller: asyncio.Task[None] | None = None
         self.fences = asyncio.Event()
+        self.work = asyncio.Event()
 
     @property
     def stopping(self) -> bool:
@@ -128,11 +129,12 @@ class Wakeups:
         return self._stopping.is_set()
 
     def work_arrived(self, tenant_id: UUID, agent_ids: Iterable[UUID] | None = None) -> None:
-        """Runs were queued.
+        """Runs were queued. Sets `work`, which the graph worker clears.
 
         Args:
             agent_ids: the agent of each; without them whoever waits for this tenant's work looks.
         """
+        self.work.set()
         if agent_ids is None:
             for key in self._for_work.keys:
                 if key[0] == tenant_id:
