@@ -37,6 +37,13 @@ JOIN orchestration_groups g ON g.tenant_id = q.tenant_id AND g.group_id = q.grou
 WHERE g.status <> 'running'
 """
 
+ENDED = """
+SELECT q.tenant_id, q.run_id
+FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
+JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
+WHERE r.finalized_seq IS NOT NULL
+"""
+
 Key = tuple[UUID, UUID]
 K = TypeVar("K")
 
@@ -95,6 +102,9 @@ class _Room(Generic[K]):
         for waiter in sleeping[:at_most]:
             waiter.wake()
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._by_key
+
     def dismiss(self) -> None:
         for waiting in self._by_key.values():
             for waiter in waiting:
@@ -119,6 +129,8 @@ class Wakeups:
         self._poll_s = poll_s
         self._for_work: _Room[Key] = _Room()
         self._for_groups: _Room[Key] = _Room()
+        self._for_runs: _Room[Key] = _Room()
+        self._rooms = (self._for_work, self._for_groups, self._for_runs)
         self._poller: asyncio.Task[None] | None = None
         self.fences = asyncio.Event()
         self.work = asyncio.Event()
@@ -147,6 +159,10 @@ class Wakeups:
         """A group was decided, or closed with its orchestrator."""
         self._for_groups.wake((tenant_id, group_id))
 
+    def run_ended(self, tenant_id: UUID, run_id: UUID) -> None:
+        """A run has reached a terminal status."""
+        self._for_runs.wake((tenant_id, run_id))
+
     def fence_set(self) -> None:
         """There is something to drain: sets `fences`, which the drain clears."""
         self.fences.set()
@@ -163,11 +179,20 @@ class Wakeups:
         with self._waiting(self._for_groups, [(tenant_id, group_id)]) as waiter:
             yield waiter
 
+    @contextmanager
+    def awaiting_run(self, tenant_id: UUID, run_id: UUID) -> Iterator[Waiter]:
+        """Wait for the end of a run; enter before the first look."""
+        with self._waiting(self._for_runs, [(tenant_id, run_id)]) as waiter:
+            yield waiter
+
+    def is_run_awaited(self, tenant_id: UUID, run_id: UUID) -> bool:
+        """Whether anybody in this process waits for the end of a run."""
+        return (tenant_id, run_id) in self._for_runs
+
     async def stop(self) -> None:
         """End every wait, and the poller."""
         self._stopping.set()
-        self._for_work.dismiss()
-        self._for_groups.dismiss()
+        self._dismiss()
         if self._poller is not None:
             await self._poller
 
@@ -191,22 +216,25 @@ class Wakeups:
     async def _poll(self) -> None:
         """Look for as long as somebody waits."""
         try:
-            while self._for_work.keys or self._for_groups.keys:
+            while any(room.keys for room in self._rooms):
                 try:
                     async with asyncio.timeout(self._poll_s):
                         await self._stopping.wait()
                 except TimeoutError:
                     pass
                 else:
-                    self._for_work.dismiss()
-                    self._for_groups.dismiss()
+                    self._dismiss()
                     return
                 await self._look()
         finally:
             self._poller = None
 
+    def _dismiss(self) -> None:
+        for room in self._rooms:
+            room.dismiss()
+
     async def _look(self) -> None:
-        work, groups = self._for_work.keys, self._for_groups.keys
+        work, groups, runs = (room.keys for room in self._rooms)
         try:
             async with self._database.read() as session:
                 if work:
@@ -216,6 +244,9 @@ class Wakeups:
                 if groups:
                     for row in await session.driver.fetch(CLOSED, [k[0] for k in groups], [k[1] for k in groups]):
                         self._for_groups.wake((row["tenant_id"], row["group_id"]))
+                if runs:
+                    for row in await session.driver.fetch(ENDED, [k[0] for k in runs], [k[1] for k in runs]):
+                        self._for_runs.wake((row["tenant_id"], row["run_id"]))
         except DatabaseUnavailableError:
             # Whoever waits looks for itself when its time is up, and hears it then.
             return

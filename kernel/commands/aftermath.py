@@ -19,6 +19,7 @@ class Aftermath:
         cancelled: runs cancelled under a fence, by tenant slug.
         expired: leases that ran out, by tenant slug.
         groups: groups that were decided or closed, as `(tenant_id, group_id)`.
+        runs: runs that have ended, as `(tenant_id, run_id)`.
         queued: the agents with work that came back to the queue, as `(tenant_id, agent_id)`.
     """
 
@@ -28,6 +29,7 @@ class Aftermath:
     cancelled: Counter[str] = field(default_factory=Counter)
     expired: Counter[str] = field(default_factory=Counter)
     groups: set[tuple[UUID, UUID]] = field(default_factory=set)
+    runs: set[tuple[UUID, UUID]] = field(default_factory=set)
     queued: Counter[tuple[UUID, UUID]] = field(default_factory=Counter)
 
     def add(self, other: "Aftermath") -> None:
@@ -38,6 +40,7 @@ class Aftermath:
         self.cancelled.update(other.cancelled)
         self.expired.update(other.expired)
         self.groups |= other.groups
+        self.runs |= other.runs
         self.queued.update(other.queued)
 
     def tell(self, wakeups: Wakeups | None = None) -> None:
@@ -52,10 +55,14 @@ class Aftermath:
             metrics.CANCELLED_RUNS.labels(metrics.tenant_label(slug)).inc(count)
         for slug, count in self.expired.items():
             metrics.LEASES_EXPIRED.labels(metrics.tenant_label(slug)).inc(count)
-        if wakeups is None:
-            return
+        if wakeups is not None:
+            self._wake(wakeups)
+
+    def _wake(self, wakeups: Wakeups) -> None:
         for tenant_id, group_id in self.groups:
             wakeups.group_closed(tenant_id, group_id)
+        for tenant_id, run_id in self.runs:
+            wakeups.run_ended(tenant_id, run_id)
         for (tenant_id, agent_id), count in self.queued.items():
             wakeups.work_arrived(tenant_id, [agent_id] * count)
         if self.fences:

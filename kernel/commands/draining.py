@@ -194,6 +194,7 @@ async def _write_down(session: WriteSession, tree: LockedTree, target: OpenFence
     aftermath = Aftermath()
     aftermath.transitions[target.tenant_slug, RunStatus.CANCELLED.value] += len(changed)
     aftermath.cancelled[target.tenant_slug] += len(changed)
+    aftermath.runs |= {(target.tenant_id, run.run_id) for run in changed}
     failures = Counter(run.group_id for run in changed if run.group_id is not None)
     if failures:
         closed = await drains.close_covered(session, target, failures)

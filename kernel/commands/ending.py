@@ -72,6 +72,7 @@ async def end_runs(
         run = known[ending.run_id]
         tree.moved(run.status.value, None)
         aftermath.transitions[run.tenant_slug, ending.status.value] += 1
+        aftermath.runs.add((tree.tenant_id, ending.run_id))
         if run.group_id is not None:
             successes, failures = tallies.get(run.group_id, (0, 0))
             well = ending.status is RunStatus.COMPLETED

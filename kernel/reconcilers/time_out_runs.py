@@ -7,6 +7,8 @@ import orjson
 
 from kernel.commands.acknowledging import cancel_covered
 from kernel.commands.aftermath import Aftermath
+from kernel.commands.calls import TIMED_OUT as CALL_TIMED_OUT
+from kernel.commands.calls import among, cancel_call
 from kernel.commands.ending import Ending, end_runs
 from kernel.domain.run import RunStatus
 from kernel.reconcilers.sweep import Sweep
@@ -21,7 +23,8 @@ TIMED_OUT = orjson.dumps({"code": "timed_out", "message": "the run had not ended
 class OverdueRuns:
     """A run past its deadline has failed; what is below it goes on, unless its agent's policy closes it.
 
-    Under a fence it is cancelled all the same, whatever grace its worker had.
+    Under a fence it is cancelled all the same, whatever grace its worker had. What was made by agent_call is cancelled
+    with all that is below it, also where the process that waited for it is gone.
     """
 
     name = "time_out_runs"
@@ -42,7 +45,12 @@ class OverdueRuns:
             covered = {run_id: fence for (_, run_id), fence in hit.items()}
         if covered:
             aftermath.add((await cancel_covered(session, tree, covered, known)).aftermath)
-        endings = [Ending(run_id, RunStatus.FAILED, error=TIMED_OUT) for run_id in live if run_id not in covered]
+        called = await among(session, tree.tenant_id, [run_id for run_id in live if run_id not in covered])
+        for run_id in called:
+            _, cancelled = await cancel_call(session, tree, known[run_id], reason=CALL_TIMED_OUT)
+            aftermath.add(cancelled)
+        settled = called.union(covered)
+        endings = [Ending(run_id, RunStatus.FAILED, error=TIMED_OUT) for run_id in live if run_id not in settled]
         aftermath.add((await end_runs(session, tree, endings, known=known)).aftermath)
         return len(live), aftermath
 
