@@ -8,8 +8,10 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from kernel.domain.errors import InvalidRequestError
 from kernel.domain.scopes import SCOPE_PATTERN, normalise
 
 
@@ -41,7 +43,13 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
+            strict = _StrictRequest(request.scope, request.receive)
+            try:
+                # Read here, because FastAPI calls whatever goes wrong while it reads "an error parsing the body".
+                await strict.body()
+            except ClientDisconnect as error:
+                raise InvalidRequestError("body: the connection ended before it did", field="body") from error
+            return await handler(strict)
 
         return handle
 

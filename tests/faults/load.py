@@ -1,4 +1,4 @@
-"""Callers that spawn without a pause, keep account of what was acknowledged, and insist on the same key after a fault."""
+"""Callers that spawn without a pause, keep account of what was promised, and insist on a key after a fault."""
 
 import asyncio
 import random
@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import httpx2
+import pytest
 
 from tests.kit import Api, Kit
 
@@ -96,4 +97,4 @@ async def under_load(kit: Kit, url: str, callers: Sequence[str], *, clients: int
             ends = await asyncio.gather(*calling, return_exceptions=True)
     for end in ends:
         if not isinstance(end, asyncio.CancelledError):
-            raise AssertionError("a caller gave up") from end
+            pytest.fail(f"a caller gave up: {end!r}")

@@ -72,7 +72,7 @@ class Remit:
             *(sys.executable, "-m", "service.cli", "up", "--port", str(self.port), "--data-dir", str(self.data_dir)),
             *arguments,
             cwd=ROOT,
-            env=inherited | {"PYTHONUNBUFFERED": "1"} | self._environment,
+            env=inherited | {"PYTHONUNBUFFERED": "1", **self._environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,6 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-async def real_opa() -> AsyncIterator[Path]:
+async def real_opa() -> Path:
     """The opa that a service finds for itself, without the session's servers."""
-    yield await find_or_build_opa()
+    return await find_or_build_opa()
