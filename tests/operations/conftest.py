@@ -110,9 +110,7 @@ async def scraping(directory: Path, target: str) -> AsyncIterator[Prometheus]:
         "scrape_configs": [{"job_name": "remit", "static_configs": [{"targets": [target]}]}],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     process = await asyncio.create_subprocess_exec(
         find("prometheus"),
         f"--config.file={directory / 'prometheus.yaml'}",
@@ -131,6 +129,14 @@ async def scraping(directory: Path, target: str) -> AsyncIterator[Prometheus]:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for programs that cannot take one themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 async def _is_ready(client: httpx2.AsyncClient) -> bool:
