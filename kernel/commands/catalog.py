@@ -11,15 +11,13 @@ from uuid import UUID
 from asyncpg import exceptions as pg
 from sqlalchemy.exc import IntegrityError
 
-from kernel.domain.errors import ConflictError, ForbiddenError, GraphInvalidError, NotFoundError
+from kernel.domain.errors import ConflictError, ForbiddenError, NotFoundError
 from kernel.domain.principal import Principal
 from kernel.identifiers import new_id
 from kernel.store import catalog
 from kernel.store.engine import Database, cause_of
 
 Row = Mapping[str, Any]
-
-NO_GRAPHS = "this version of Remit stores graphs and does not run them, so a graph cannot be published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class Tenants:
 
 
 class Agents:
-    """A tenant's agents, their policies and allowlists."""
+    """A tenant's agents, their policies and allowlists. Changing an agent itself is a command: `revise_agent`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -104,29 +102,6 @@ class Agents:
             rows = await catalog.page_of_agents(session, tenant_id, after, limit + 1)
         more = len(rows) > limit
         return rows[:limit], rows[limit - 1]["agent_id"] if more else None
-
-    async def change(self, tenant_id: UUID, agent_id: UUID, values: Row) -> Row:
-        """Change an agent's name, tags or graph."""
-        async with self._database.write() as session:
-            agent = _agent(await catalog.find_agent(session, tenant_id, agent_id), agent_id)
-            if not values:
-                return agent
-            return _agent(await catalog.change_agent(session, tenant_id, agent_id, values), agent_id)
-
-    async def set_status(self, tenant_id: UUID, agent_id: UUID, status: str) -> Row:
-        """Publish an agent, or take it back to a draft. What runs goes on; a spawn in flight is asked about again.
-
-        Raises:
-            GraphInvalidError: when a graph is to be published.
-        """
-        async with self._database.write() as session:
-            agent = _agent(await catalog.find_agent(session, tenant_id, agent_id), agent_id)
-            if agent["kind"] == "graph" and status == "published":
-                raise GraphInvalidError(
-                    NO_GRAPHS,
-                    diagnostics=[{"code": "graphs_not_supported", "message": NO_GRAPHS, "node_id": None}],
-                )
-            return _agent(await catalog.change_agent(session, tenant_id, agent_id, {"status": status}), agent_id)
 
     async def put_policy(self, tenant_id: UUID, agent_id: UUID, values: Row) -> None:
         """Set what an orchestrator may do."""

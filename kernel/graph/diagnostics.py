@@ -26,6 +26,7 @@
 | `judge_without_source` | neither join nor replan before | node |
 | `replan_without_source` `cancel_without_source` | no run is named, mapped or spawned before | node |
 | `target_not_found` | the tenant has no such agent | node, target |
+| `policy_denied` | policy refuses, without a reason | |
 
 Policy adds its own: `surface_disabled scope_required scope_exceeds_policy allowlist_empty target_not_allowlisted
 target_not_published max_depth_exceeded max_fanout_exceeded max_children_total_exceeded`, and whatever its authors add.
@@ -78,6 +79,7 @@ class Code(StrEnum):
     REPLAN_WITHOUT_SOURCE = "replan_without_source"
     CANCEL_WITHOUT_SOURCE = "cancel_without_source"
     TARGET_NOT_FOUND = "target_not_found"
+    POLICY_DENIED = "policy_denied"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from kernel.graph.diagnostics import Code, Diagnostic, Severity
 from kernel.graph.spec import GraphSpec, Node, SpawnGroupConfig, SpawnRunConfig, Target
-from kernel.policy.contract import GraphSpawnFacts, Reason, TargetFacts
+from kernel.policy.contract import Decision, GraphSpawnFacts, Reason, TargetFacts
 
 DEPTH = 1
 
@@ -75,6 +75,12 @@ def denials(reasons: Iterable[Reason]) -> Iterator[Diagnostic]:
             target=reason.target,
             scopes=tuple(reason.scopes) if reason.scopes is not None else None,
         )
+
+
+def unexplained(decision: Decision) -> Iterator[Diagnostic]:
+    """A denial without a reason is one all the same."""
+    if not decision.allow and not decision.reasons:
+        yield Diagnostic(Code.POLICY_DENIED, "policy refuses this graph and gives no reason")
 
 
 def deferred(spec: GraphSpec, *, orchestrator: bool, tenant: bool) -> Iterator[Diagnostic]:

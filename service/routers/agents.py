@@ -7,9 +7,11 @@ from fastapi import Query
 from pydantic import Field, model_validator
 
 from kernel.commands.catalog import Agents, AllowlistEntry, Row
+from kernel.commands.revise_agent import ReviseAgentCommand
 from kernel.domain.errors import InvalidRequestError
 from kernel.domain.joins import FailurePolicy
-from service.dependencies import CatalogDep, ServicesDep
+from kernel.domain.principal import Principal
+from service.dependencies import CatalogDep, Services, ServicesDep
 from service.wire import Answer, Body, Json, JsonObject, Limit, Name, Scopes, Seconds, Slug, Text, make_router
 
 router = make_router("agents")
@@ -129,26 +131,26 @@ async def read_agent(agent_id: UUID, principal: CatalogDep, services: ServicesDe
 
 @router.patch("/agents/{agent_id}", response_model=AgentAnswer)
 async def change_agent(agent_id: UUID, body: AgentChange, principal: CatalogDep, services: ServicesDep) -> Json:
-    """Change an agent."""
+    """Change an agent. A graph that is published stays so only if it compiles; otherwise nothing is changed."""
     values = body.model_dump(exclude_unset=True)
     for name in ("name", "capability_tags"):
         if name in values and values[name] is None:
             raise InvalidRequestError(f"{name}: must not be null", field=name)
     if "capability_tags" in values:
         values["capability_tags"] = list(values["capability_tags"])
-    return Json(_render(await Agents(services.database).change(principal.tenant, agent_id, values)))
+    return Json(_render(await _revise(services, principal, agent_id, values)))
 
 
 @router.post("/agents/{agent_id}/publish", response_model=AgentAnswer)
 async def publish_agent(agent_id: UUID, principal: CatalogDep, services: ServicesDep) -> Json:
     """Make an agent available as a target. A graph with errors is not published."""
-    return Json(_render(await Agents(services.database).set_status(principal.tenant, agent_id, "published")))
+    return Json(_render(await _revise(services, principal, agent_id, {"status": "published"})))
 
 
 @router.post("/agents/{agent_id}/unpublish", response_model=AgentAnswer)
 async def unpublish_agent(agent_id: UUID, principal: CatalogDep, services: ServicesDep) -> Json:
     """Take an agent back to a draft. Its runs go on."""
-    return Json(_render(await Agents(services.database).set_status(principal.tenant, agent_id, "draft")))
+    return Json(_render(await _revise(services, principal, agent_id, {"status": "draft"})))
 
 
 @router.put("/agents/{agent_id}/orchestrator-policy", response_model=OrchestratorPolicy)
@@ -182,6 +184,10 @@ async def read_allowlist(agent_id: UUID, principal: CatalogDep, services: Servic
     """Whom the agent's runs may spawn."""
     rows = await Agents(services.database).get_allowlist(principal.tenant, agent_id)
     return Json({"entries": [{name: value for name, value in row.items() if value is not None} for row in rows]})
+
+
+async def _revise(services: Services, principal: Principal, agent_id: UUID, changes: Row) -> Row:
+    return await ReviseAgentCommand(services.database, services.engine).execute(principal, agent_id, changes)
 
 
 def _render(row: Row) -> dict[str, object]:
