@@ -13,6 +13,7 @@ from service.routers import (
     cancellations,
     decisions,
     events,
+    graphs,
     health,
     join,
     replan,
@@ -52,6 +53,7 @@ def make_app(services: Services, delivery: PolicyDelivery) -> FastAPI:
         events,
         agents,
         tenants,
+        graphs,
         decisions,
         health,
     ):

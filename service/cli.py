@@ -20,6 +20,7 @@ from service.demo.main import run_demo
 from service.dependencies import Services
 from service.doctor import examine
 from service.embedded.errors import EmbeddedError
+from service.graph_cli import app as graph_app
 from service.policy_cli import app as policy_app
 from service.reconciling import reconcile as run_loops
 from service.runtime import NoDatabaseError, NoTracingError, working_directory
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(policy_app, name="policy")
+app.add_typer(graph_app, name="graph")
 
 # What a command can be told and the operator can mend: shown in a sentence, without a traceback.
 MENDABLE = (
