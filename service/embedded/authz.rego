@@ -1,6 +1,7 @@
 # METADATA
 # description: |
-#   What a client of the embedded OPA may do: ask for decisions, and ask how OPA is; with the token of this start only.
+#   What a client of an OPA of Remit's may do, embedded or deployed: ask for decisions, and ask how OPA is; with the one
+#   token that this OPA answers to.
 #   The token is compared by its digest, so how long the comparison takes says nothing about the token.
 package system.authz
 
