@@ -29,6 +29,9 @@ class Prepared:
         caller = facts.callers.get((tenant_id, self.order.caller_run_id))
         if caller is None or caller.orchestrator.revision != self.caller.orchestrator.revision:
             return False
+        # The tenant's flags have no revision: they are few, and compared as they are.
+        if caller.tenant.flags != self.caller.tenant.flags:
+            return False
         return all(
             (fresh := facts.agents.get((tenant_id, agent.facts.agent_id))) is not None
             and fresh.revision == agent.revision
