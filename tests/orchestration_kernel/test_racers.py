@@ -268,6 +268,46 @@ async def test_a_caller_that_is_cut_off_before_the_commit_finds_its_result(
     await audited(kit)
 
 
+CHANGES: dict[str, tuple[Callable[[Kit, Run, str], Awaitable[httpx2.Response]], str]] = {
+    "the surface is switched off": (
+        lambda kit, root, worker: kit.api.put(
+            f"/tenants/{kit.tenant_id}/flags", {"option_b_runtime_primitives": False}
+        ),
+        "surface_disabled",
+    ),
+    "the policy tightens": (
+        lambda kit, root, worker: kit.api.put(f"/agents/{root.agent_id}/orchestrator-policy", {"max_fanout": 0}),
+        "max_fanout_exceeded",
+    ),
+    "the allowlist is emptied": (
+        lambda kit, root, worker: kit.api.put(f"/agents/{root.agent_id}/allowlist", {"entries": []}),
+        "allowlist_empty",
+    ),
+    "the target is unpublished": (
+        lambda kit, root, worker: kit.api.post(f"/agents/{worker}/unpublish"),
+        "target_not_published",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_changes_between_the_question_and_the_commit_counts(
+    kit: Kit, database: Database, tree_lock: asyncpg.Connection, audited: Audited, change: str
+) -> None:
+    root, worker = await kit.team()
+    make, reason = CHANGES[change]
+    transaction = tree_lock.transaction()
+    await transaction.start()
+    await tree_lock.execute("SELECT 1 FROM run_trees WHERE root_run_id = $1 FOR UPDATE", root.run_id)
+    spawning = asyncio.create_task(kit.spawn(root, "key"))
+    await waits_for_lock(database)
+    done(await make(kit, root, worker))
+    await transaction.commit()
+    assert reason_codes(refused(await spawning, 403, "policy_denied")) == [reason]
+    assert await children(database, root) == 0
+    await audited(kit)
+
+
 @pytest.mark.parametrize("position", [0, GROUP - 1])
 async def test_a_child_key_that_is_taken_rolls_the_whole_group_back(
     kit: Kit, database: Database, audited: Audited, position: int
