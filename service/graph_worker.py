@@ -5,9 +5,8 @@ graphs; only nodes at work are bounded.
 """
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -29,10 +28,7 @@ from kernel.graph.executors.visit import Commands, InvokeTool
 from kernel.graph.langgraph_runtime import LangGraphRuntime
 from kernel.store import graph_runs
 from kernel.store.graph_runs import HeldGraph
-from service import runtime
 from service.dependencies import Services
-from service.runtime import Progress
-from service.settings import Settings
 
 # How soon a fence, a lost lease, or work that another process queued is noticed.
 LOOK_S = 0.5
@@ -49,10 +45,6 @@ MAX_PAUSE_S = 5.0
 PASSING = (DatabaseUnavailableError, CheckpointError, PoolTimeout)
 
 log = structlog.get_logger()
-
-
-class NoPolicyError(Exception):
-    """A worker was started without a policy engine to ask."""
 
 
 @dataclass(slots=True)
@@ -262,33 +254,6 @@ async def working(
             yield worker
         finally:
             await worker.stop()
-
-
-async def work(settings: Settings, progress: Progress) -> None:
-    """`remit work`: a graph worker in a process of its own, until SIGTERM or SIGINT.
-
-    Raises:
-        NoDatabaseError: when no database is set.
-        NoPolicyError: when it is not said who decides.
-    """
-    if settings.opa_url is None and settings.bundle_url is None:
-        raise NoPolicyError(
-            "neither REMIT_OPA_URL nor REMIT_BUNDLE_URL is set: a worker asks an OPA of yours, or runs one that pulls"
-            " its bundle from the service at REMIT_BUNDLE_URL (with its REMIT_BUNDLE_TOKEN and REMIT_BUNDLE_KEY_FILE)"
-        )
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    async with AsyncExitStack() as stack:
-        database_url = await stack.enter_async_context(runtime.database_of(settings, progress, embedded=False))
-        delivery = await stack.enter_async_context(runtime.policy_of(settings, progress))
-        engine = await stack.enter_async_context(
-            runtime.engine_of(settings, delivery, settings.bundle_url or "", progress)
-        )
-        services = await stack.enter_async_context(runtime.services_of(settings, database_url, engine, stopping))
-        await stack.enter_async_context(working(services, database_url))
-        progress("executing graphs")
-        await stopping.wait()
 
 
 def _tenant(tenant_id: UUID) -> Principal:

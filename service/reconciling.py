@@ -2,17 +2,15 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from prometheus_client import REGISTRY, start_http_server
+from prometheus_client import REGISTRY
 
 from kernel import metrics
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 from service.loops import loops_of
+from service.metrics_port import metrics_of
 from service.runtime import NoDatabaseError, Progress
-from service.serving import PortInUseError
 from service.settings import Settings
 
 
@@ -30,33 +28,8 @@ async def reconcile(settings: Settings, progress: Progress) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    with _metrics_of(settings):
+    with metrics_of(settings):
         await _run(settings, settings.database_url, stopping, progress)
-
-
-@contextmanager
-def _metrics_of(settings: Settings) -> Iterator[None]:
-    """Serve the metrics of this process, where it is told a port.
-
-    Raises:
-        PortInUseError: when another process listens there.
-    """
-    if settings.metrics_port is None:
-        yield
-        return
-    try:
-        server, thread = start_http_server(settings.metrics_port, settings.metrics_host)
-    except OSError as error:
-        raise PortInUseError(
-            f"{settings.metrics_host}:{settings.metrics_port} cannot be listened on ({error.strerror});"
-            " choose another with REMIT_METRICS_HOST and REMIT_METRICS_PORT"
-        ) from error
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 async def _run(settings: Settings, database_url: str, stopping: asyncio.Event, progress: Progress) -> None:

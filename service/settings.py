@@ -53,7 +53,10 @@ class Settings(BaseSettings):
         None, ge=1, description="How long events of ended trees are kept; unset: for ever."
     )
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Where `remit reconcile` serves its metrics; the API has them at /metrics."
+        None,
+        ge=1,
+        le=65535,
+        description="Where `remit reconcile` and `remit work` serve their metrics; the API does so at /metrics.",
     )
     metrics_host: str = Field("127.0.0.1", description="The address for REMIT_METRICS_PORT.")
     tracing: bool = Field(False, description="Traces by OpenTelemetry, set up by OTEL_*; needs the extra `otel`.")

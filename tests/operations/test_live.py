@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kernel.metrics import MAX_TENANT_LABELS, OTHER_TENANTS
+from tests.conftest import Servers
 from tests.kit import Kit
 from tests.operations.conftest import POLL_S, ROOT, START_S, Service, free_port, running, scraping
 from tests.operations.expressions import of_dashboards
@@ -189,39 +190,65 @@ async def test_a_scrape_is_answered_at_once_while_the_database_is_not(service: S
 
 
 async def test_a_process_of_loops_alone_serves_its_metrics(database_url: str, tmp_path: Path) -> None:
-    port = free_port()
-    environment = {
-        **os.environ,
-        "REMIT_DATABASE_URL": database_url,
-        "REMIT_DATA_DIR": str(tmp_path),
-        "REMIT_METRICS_PORT": str(port),
-        "REMIT_LOG_LEVEL": "error",
-    }
-    command = (sys.executable, "-m", "service.cli", "reconcile")
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
-    try:
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            loops: dict[str, float] = {}
-            async with asyncio.timeout(START_S):
-                while len(loops) < 5 or not all(loops.values()):
-                    assert process.returncode is None
-                    with suppress(httpx2.TransportError):
-                        samples = _samples_of((await client.get("/metrics")).text)
-                        assert ("remit_policy_engine_up", _labels()) not in samples
-                        loops = {
-                            dict(labels)["loop"]: value
-                            for (name, labels), value in samples.items()
-                            if name == "remit_reconciler_last_run_seconds"
-                        }
-                    await asyncio.sleep(POLL_S)
+    async with without_api("reconcile", tmp_path, REMIT_DATABASE_URL=database_url) as (client, environment):
+        loops: dict[str, float] = {}
+        while len(loops) < 5 or not all(loops.values()):
+            samples = await _when_it_answers(client)
+            # It asks no policy, and says nothing of it.
+            assert ("remit_policy_engine_up", _labels()) not in samples
+            loops = {
+                dict(labels)["loop"]: value
+                for (name, labels), value in samples.items()
+                if name == "remit_reconciler_last_run_seconds"
+            }
+        command = (sys.executable, "-m", "service.cli", "reconcile")
         second = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=PIPE)
         _, said = await second.communicate()
         assert second.returncode == 1
-        assert f"127.0.0.1:{port} cannot be listened on" in said.decode()
+        assert "cannot be listened on" in said.decode()
+
+
+async def test_a_worker_of_graphs_alone_serves_its_metrics(servers: Servers, database_url: str, tmp_path: Path) -> None:
+    settings = {
+        "REMIT_DATABASE_URL": database_url,
+        "REMIT_OPA_URL": servers.opa_url,
+        "REMIT_OPA_TOKEN": servers.opa_token,
+        "REMIT_OPA_BINARY": str(servers.opa_binary),
+    }
+    async with without_api("work", tmp_path, **settings) as (client, _):
+        # The gauge of another process cannot be awaited.
+        while (await _when_it_answers(client))["remit_policy_engine_up", _labels()] != 1:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def without_api(
+    command: str, data_dir: Path, **settings: str
+) -> AsyncIterator[tuple[httpx2.AsyncClient, dict[str, str]]]:
+    """A process with no API, on somebody else's servers: who asks for its metrics, and its environment."""
+    port = free_port()
+    more = {"REMIT_DATA_DIR": str(data_dir), "REMIT_METRICS_PORT": str(port), "REMIT_LOG_LEVEL": "error"}
+    environment = {**os.environ, **settings, **more}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service.cli", command, cwd=ROOT, env=environment
+    )
+    try:
+        async with (
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+            asyncio.timeout(START_S),
+        ):
+            yield client, environment
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+        assert process.returncode is None, "the process has ended by itself; its output is above"
+        process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
+async def _when_it_answers(client: httpx2.AsyncClient) -> Samples:
+    while True:
+        with suppress(httpx2.TransportError):
+            return _samples_of((await client.get("/metrics")).text)
+        await asyncio.sleep(POLL_S)
 
 
 async def test_totals_are_right_at_once_after_a_restart(opa_binary: Path, tmp_path: Path) -> None:
