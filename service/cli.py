@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from kernel.domain.errors import RemitError
+from kernel.graph.checkpoints import make_checkpoint_tables
 from kernel.policy.bundle import BundleError
 from kernel.store import migrate as migrations
 from kernel.store import partitions
@@ -25,6 +26,8 @@ from service.policy_cli import app as policy_app
 from service.reconciling import reconcile as run_loops
 from service.runtime import NoDatabaseError, NoTracingError, working_directory
 from service.settings import Settings
+from service.working import NoPolicyError
+from service.working import work as run_graphs
 
 app = typer.Typer(
     name="remit",
@@ -42,6 +45,7 @@ MENDABLE = (
     EmbeddedError,
     BundleError,
     NoDatabaseError,
+    NoPolicyError,
     NoTracingError,
     RemitError,
     migrations.UnsupportedServerError,
@@ -77,6 +81,13 @@ def reconcile(data_dir: DataDir = None) -> None:
     """Run the loops alone (drains, expiries, timeouts), against REMIT_DATABASE_URL. Several may run at once."""
     settings = read_settings(data_dir)
     _run(run_loops(settings, _say))
+
+
+@app.command()
+def work(data_dir: DataDir = None) -> None:
+    """Execute graphs, against REMIT_DATABASE_URL. Several may run at once; each takes what is queued."""
+    settings = read_settings(data_dir)
+    _run(run_graphs(settings, _say))
 
 
 @app.command()
@@ -156,6 +167,7 @@ async def _migrate(settings: Settings, revision: str, down_to: str | None) -> No
         await migrations.downgrade(settings.database_url, down_to)
     else:
         await migrations.upgrade(settings.database_url, revision)
+        await make_checkpoint_tables(settings.database_url)
         if revision == "head":
             await partitions.ensure_partitions(settings.database_url)
     out.print(f"the schema is at {await migrations.current_revision(settings.database_url) or 'nothing'}")
