@@ -18,6 +18,7 @@ from uuid import UUID
 
 import jmespath
 from jmespath.exceptions import JMESPathError
+from jmespath.lexer import Lexer
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -41,6 +42,8 @@ VERSIONS = (VERSION_1, VERSION_2)
 MAX_NODES = 1_000
 MAX_EDGES = 5_000
 MAX_GROUP = 10_000
+MAX_TOKENS = 200
+MAX_BRACKETS = 100
 
 # A node that does not branch has one way out, under this name; editors know it by others.
 NEXT = "next"
@@ -99,12 +102,16 @@ def _without_nul(value: str) -> str:
 
 
 def _parsed(expression: str) -> str:
+    # Parsing and searching recurse. What is bounded here does so far from Python's limit wherever it is done, so that
+    # an expression which compiles can be evaluated too.
+    if sum(expression.count(bracket) for bracket in "([{") > MAX_BRACKETS:
+        raise ValueError(f"has more than {MAX_BRACKETS} brackets")
     try:
+        if sum(1 for _ in Lexer().tokenize(expression)) > MAX_TOKENS:
+            raise ValueError(f"has more than {MAX_TOKENS} words and signs")
         jmespath.compile(expression)
     except JMESPathError as error:
         raise ValueError(f"is no JMESPath expression: {str(error).splitlines()[0].rstrip(':')}") from error
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
     return expression
 
 
