@@ -11,7 +11,7 @@ from service.loops import loops_of
 
 @pytest.fixture(scope="module", autouse=True)
 async def graph_worker(services: Services, database_url: str) -> AsyncIterator[GraphWorker]:
-    loops = loops_of(services.database, services.wakeups)
+    loops = loops_of(services.settings, services.database, services.wakeups)
     for loop in loops:
         await loop.start()
     async with working(services, database_url) as worker:

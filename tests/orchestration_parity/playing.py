@@ -1,0 +1,164 @@
+"""A scenario played through the primitives, and through a graph."""
+
+import asyncio
+from typing import Any
+
+import httpx2
+
+from tests.kit import Api, done
+from tests.orchestration_parity.drawing import spawn_config
+from tests.orchestration_parity.stage import Cue, Stage
+from tests.orchestration_parity.story import Agent, Step
+
+GOOD = {"completed", "completed_with_errors"}
+HANDLE_OF = {"empty": "completed", "cancelled": "failed"}
+
+
+class RefusedError(Exception):
+    """A call was refused in a way for which the steps have no branch."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(problem["code"])
+        self.problem = problem
+
+
+class Client:
+    """An orchestrator that calls the primitives itself, as the run that it has claimed."""
+
+    def __init__(self, stage: Stage, path: tuple[str, ...], run: dict[str, Any], cues: list[Cue]) -> None:
+        self._stage = stage
+        self._path = path
+        self._run = run
+        self._api: Api = stage.kit.api.acting_with(run["run_token"])
+        self._cues = cues
+        self._joins = 0
+        self._latest: dict[str, Any] = {}
+        self._group: str | None = None
+        self.told: dict[str, Any] = {}
+        self.problem: dict[str, Any] | None = None
+
+    async def play(self, agent: Agent) -> None:
+        """Do the steps, and report how it went."""
+        status = "completed"
+        try:
+            await self._steps(agent.steps)
+        except RefusedError as error:
+            status, self.problem = "failed", error.problem
+        await self._stage.complete(self._run, status)
+
+    async def _steps(self, steps: list[Step]) -> None:
+        for step in steps:
+            outcome = await self._step(step)
+            await self._steps(step.branches.get(outcome, []))
+
+    async def _step(self, step: Step) -> str:
+        match step.kind:
+            case "spawn_run" | "spawn_group":
+                return await self._spawn(step)
+            case "join":
+                return await self._join(step)
+            case "judge":
+                return self._judge(step)
+            case "replan":
+                self._latest = await self._call("evaluate-and-replan", {"run_id": self._run["run_id"]})
+                self.told[step.id] = self._latest
+                return "replan" if self._latest["needs_replan"] else "continue"
+            case _:
+                more = {name: value for name, value in step.args.items() if name != "of"}
+                run_id = self.told[step.args["of"]]["spawned_run_ids"][0]
+                self._latest = self.told[step.id] = await self._call("cancel-subtree", {"run_id": run_id, **more})
+                return "next"
+
+    async def _spawn(self, step: Step) -> str:
+        try:
+            answer = await self._call(step.kind.replace("_", "-"), {"parent_node_id": step.id, **spawn_config(step)})
+        except RefusedError as error:
+            if error.problem["code"] != "policy_denied" or "denied" not in step.branches:
+                raise
+            self._latest = self.told[step.id] = {"status": "denied", "reasons": error.problem["reasons"]}
+            return "denied"
+        self._group = answer.get("orchestration_group_id", self._group)
+        self._latest = self.told[step.id] = {"status": "spawned", **answer}
+        return "next"
+
+    async def _join(self, step: Step) -> str:
+        self._joins += 1
+        asked = {"orchestration_group_id": self._group, "wait_s": 60, **step.args}
+        calling = asyncio.create_task(self._call("join", asked))
+        waiting = asyncio.create_task(self._stage.joined(self._run["run_id"], self._joins))
+        await asyncio.wait([calling, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if calling.done() and calling.exception() is not None:
+            waiting.cancel()
+            self._joins -= 1
+        else:
+            await waiting
+            await self._perform(step.play)
+        self._latest = self.told[step.id] = await calling
+        status: str = self._latest["status"]
+        return HANDLE_OF.get(status, status)
+
+    async def _perform(self, play: list[Any]) -> None:
+        """What happens meanwhile; a lead acts as an orchestrator of its own, in its turn."""
+        cue = Cue(self._path, self._joins, [])
+        self._cues.append(cue)
+        for action in play:
+            slug = action if isinstance(action, str) else None
+            agent = self._stage.scenario.agents.get(slug or "")
+            if agent is None or not agent.steps:
+                cue.play.append(action)
+                await self._stage.act(action)
+                continue
+            run = await self._stage.claim(agent.slug)
+            lead = Client(self._stage, (*self._path, run["context"]["spawn_key"]), run, self._cues)
+            await lead.play(agent)
+            cue = Cue(self._path, self._joins, [])
+            self._cues.append(cue)
+
+    def _judge(self, step: Step) -> str:
+        action, status = self._latest.get("suggested_action"), self._latest.get("status")
+        failed = action == "replan" or (status is not None and status not in GOOD)
+        outcome = "fail" if failed else "pass"
+        self.told[step.id] = {"outcome": outcome}
+        return outcome
+
+    async def _call(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        whole = {"caller_run_id": self._run["run_id"], **body}
+        response: httpx2.Response = await self._api.client.post(
+            f"/internal/orchestration/{name}",
+            json=whole,
+            headers={"Authorization": f"Bearer {self._api.token}"},
+            timeout=90.0,
+        )
+        if not response.is_success:
+            raise RefusedError(response.json())
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+async def through_primitives(stage: Stage, cues: list[Cue]) -> tuple[dict[str, Any], str | None]:
+    """Play it by calls. What was played while it waited is noted in `cues`.
+
+    Returns:
+        What each step was answered, and the code that ended it, if any.
+    """
+    run_id = await stage.open()
+    run = await stage.claim("orchestrator")
+    assert run["run_id"] == run_id
+    client = Client(stage, ("o",), run, cues)
+    await client.play(stage.scenario.orchestrator)
+    await stage.ended(run_id)
+    return client.told, client.problem["code"] if client.problem else None
+
+
+async def through_a_graph(stage: Stage, cues: list[Cue]) -> tuple[dict[str, Any], str | None]:
+    """Play it by a graph, with the same things happening in the same places."""
+    run_id = await stage.open()
+    for cue in cues:
+        if cue.play:
+            await stage.joined(await stage.run_at(cue.path), cue.number)
+        for action in cue.play:
+            await stage.act(action)
+    await stage.ended(run_id)
+    run = done(await stage.kit.api.get(f"/agents/runs/{run_id}"))
+    told = (run["output"] or {}).get("steps", {})
+    return told, run["error"]["code"] if run["error"] else None

@@ -1,0 +1,134 @@
+"""The same scenario, through a graph and through the primitives: the same decisions, runs, groups and events."""
+
+import asyncio
+import difflib
+from collections.abc import AsyncIterator
+
+import pytest
+import yaml
+
+from service.dependencies import Services
+from tests.kit import Api, Kit, done
+from tests.orchestration_parity.drawing import spawn_config
+from tests.orchestration_parity.playing import through_a_graph, through_primitives
+from tests.orchestration_parity.record import record
+from tests.orchestration_parity.stage import Cue, Stage
+from tests.orchestration_parity.story import Scenario, load
+
+AT_ONCE = 8
+DENIALS = {
+    "surface_disabled",
+    "allowlist_empty",
+    "target_not_allowlisted",
+    "target_not_published",
+    "scope_required",
+    "scope_exceeds_caller",
+    "scope_exceeds_policy",
+    "max_depth_exceeded",
+    "max_fanout_exceeded",
+    "max_children_total_exceeded",
+}
+JOINS = {
+    ("all", "completed"),
+    ("all", "completed_with_errors"),
+    ("all", "timed_out"),
+    ("all", "cancelled"),
+    ("all", "empty"),
+    ("best_effort", "completed_with_errors"),
+    ("best_effort", "failed"),
+    ("fail_fast", "completed"),
+    ("fail_fast", "failed"),
+    ("quorum", "completed"),
+    ("quorum", "failed"),
+    ("first_success", "completed"),
+    ("first_success", "failed"),
+}
+WIDTH = 90
+CONTEXT = 3
+
+Plays = dict[str, "asyncio.Task[tuple[str, str]]"]
+
+
+@pytest.fixture(scope="module")
+async def plays(api: Api, services: Services, request: pytest.FixtureRequest) -> AsyncIterator[Plays]:
+    """Every scenario that is asked for, under way: several at once, each in tenants of its own."""
+    wanted = {item.callspec.params["scenario"].name for item in request.session.items if _is_ours(item, request)}
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def play(scenario: Scenario) -> tuple[str, str]:
+        async with turns:
+            return await play_both(api, services, scenario)
+
+    tasks = {scenario.name: asyncio.create_task(play(scenario)) for scenario in load() if scenario.name in wanted}
+    yield tasks
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+@pytest.mark.parametrize("scenario", load(), ids=lambda scenario: scenario.name.replace(" ", "-"))
+async def test_both_surfaces_do_the_same(scenario: Scenario, plays: Plays) -> None:
+    by_calls, by_graph = await plays[scenario.name]
+    if by_calls != by_graph:
+        pytest.fail(side_by_side(by_calls, by_graph), pytrace=False)
+    found = yaml.safe_load(by_graph)["orchestrator"]
+    assert scenario.ends in {found["status"], found["ended_by"]}, by_graph
+
+
+async def test_the_scenarios_cover_every_denial_and_every_outcome_of_a_join(plays: Plays) -> None:
+    if len(plays) < len(load()):
+        pytest.skip("only some of the scenarios were asked for")
+    codes: set[str] = set()
+    joins: set[tuple[str, str]] = set()
+    for play in plays.values():
+        by_calls = yaml.safe_load((await play)[0])
+        codes |= {reason["code"] for decision in by_calls["decisions"] for reason in decision["reasons"]}
+        joins |= {(group["join_mode"], group["status"]) for group in by_calls["groups"]}
+    assert codes >= DENIALS
+    assert joins >= JOINS
+
+
+async def play_both(api: Api, services: Services, scenario: Scenario) -> tuple[str, str]:
+    cues: list[Cue] = []
+    calls = await Stage.set(await Kit.make(api), services.database, scenario, "primitives")
+    by_calls = await record(calls, *await through_primitives(calls, cues))
+    by_calls["repeats"] = await repeats(calls)
+    graph = await Stage.set(await Kit.make(api), services.database, scenario, "graph")
+    by_graph = await record(graph, *await through_a_graph(graph, cues))
+    by_graph["repeats"] = await repeats(graph)
+    return yaml.safe_dump(by_calls, sort_keys=True), yaml.safe_dump(by_graph, sort_keys=True)
+
+
+async def repeats(stage: Stage) -> list[object]:
+    """Calls that were made by the orchestrator, made once more: each finds what it made the first time."""
+    found: list[object] = []
+    for step_id in stage.scenario.repeat:
+        step = stage.scenario.step(step_id)
+        caller = await stage.run_at(("o",))
+        body = {"caller_run_id": caller, "parent_node_id": step_id, **spawn_config(step)}
+        path = f"/internal/orchestration/{step.kind.replace('_', '-')}"
+        answer = done(await stage.kit.api.post(path, body))
+        first = await stage.run_at(("o", step_id if step.kind == "spawn_run" else f"{step_id}:0"))
+        found.append([step_id, answer["idempotent"], answer["spawned_run_ids"][0] == first])
+    return found
+
+
+def side_by_side(one: str, other: str) -> str:
+    """The differences of two records, the primitives' on the left."""
+    left, right = one.splitlines(), other.splitlines()
+    lines = [f"{'primitives':<{WIDTH}} | graph"]
+    for tag, a, b, c, d in difflib.SequenceMatcher(a=left, b=right, autojunk=False).get_opcodes():
+        if tag == "equal":
+            alike = left[a:b] if b - a < 2 * CONTEXT else [*left[a : a + CONTEXT], "…", *left[b - CONTEXT : b]]
+            lines.extend(f"{line[:WIDTH]:<{WIDTH}} |" for line in alike)
+            continue
+        ours, theirs = left[a:b], right[c:d]
+        for number in range(max(len(ours), len(theirs))):
+            mine = ours[number] if number < len(ours) else ""
+            yours = theirs[number] if number < len(theirs) else ""
+            lines.append(f"{mine[:WIDTH]:<{WIDTH}} ! {yours[:WIDTH]}")
+    return "\n".join(lines)
+
+
+def _is_ours(item: pytest.Item, request: pytest.FixtureRequest) -> bool:
+    return item.path == request.path and hasattr(item, "callspec")
