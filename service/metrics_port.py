@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from prometheus_client import start_http_server
 
+from service.serving import PortInUseError
 from service.settings import Settings
 
 
@@ -21,8 +22,6 @@ def metrics_of(settings: Settings) -> Iterator[None]:
     try:
         server, thread = start_http_server(settings.metrics_port, settings.metrics_host)
     except OSError as error:
-        from service.serving import PortInUseError  # noqa: PLC0415 - it starts workers, which start this
-
         raise PortInUseError(
             f"{settings.metrics_host}:{settings.metrics_port} cannot be listened on ({error.strerror});"
             " choose another with REMIT_METRICS_HOST and REMIT_METRICS_PORT"
