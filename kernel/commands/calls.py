@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from kernel.commands.acknowledging import cancel_covered
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.fencing import set_fence
 from kernel.domain.fences import Fence, FenceScope
@@ -29,8 +28,12 @@ async def among(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) 
 
 
 async def cancel_call(session: WriteSession, tree: LockedTree, run: Run, *, reason: str) -> tuple[Fence, Aftermath]:
-    """Cancel an active run of a locked tree with all that is below it; the caller writes the tree's counters back."""
+    """Set a fence on an active run of a locked tree; the caller writes the tree's counters back.
+
+    Its deadline goes: the fence's drain ends the run, and tells its worker why.
+    """
     fence = await set_fence(session, tree, run_id=run.run_id, scope=FenceScope.RUN, reason=reason, surface=run.surface)
-    ended = await cancel_covered(session, tree, {run.run_id: fence}, {run.run_id: run})
-    ended.aftermath.fences[run.tenant_slug, reason] += 1
-    return fence, ended.aftermath
+    await tools.drop_deadline(session, tree.tenant_id, run.run_id)
+    aftermath = Aftermath()
+    aftermath.fences[run.tenant_slug, reason] += 1
+    return fence, aftermath

@@ -73,6 +73,8 @@ SELECT r.run_id FROM agent_runs r
 WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[]) AND starts_with(r.spawn_key, $3)
 """
 
+DROP_DEADLINE = "DELETE FROM run_deadlines WHERE tenant_id = $1 AND run_id = $2"
+
 
 async def next_version(session: WriteSession, tenant_id: UUID, tool_id: UUID, slug: str) -> Row:
     """Take the next number of a slug's versions; `tool_id` is that of a new slug."""
@@ -143,3 +145,8 @@ async def with_key_prefix(session: ReadSession, tenant_id: UUID, run_ids: Sequen
     """Which of some runs were spawned under a key that begins so."""
     rows = await session.driver.fetch(WITH_PREFIX, tenant_id, list(run_ids), prefix)
     return {row["run_id"] for row in rows}
+
+
+async def drop_deadline(session: WriteSession, tenant_id: UUID, run_id: UUID) -> None:
+    """Take a run's deadline away; its tree is locked."""
+    await session.driver.execute(DROP_DEADLINE, tenant_id, run_id)

@@ -12,17 +12,16 @@ from typing import Any
 from uuid import UUID
 
 from kernel.commands import calls
-from kernel.commands.acknowledging import cancel_covered
 from kernel.commands.draining import Drain
 from kernel.commands.read_run import fence_over
 from kernel.commands.reporting import locked_run
 from kernel.commands.spawning.order import ChildOrder, Spawned, SpawnOrder, TargetRef, digest
 from kernel.domain.errors import DatabaseUnavailableError, RemitError, SpawnKeyConflictError
-from kernel.domain.fences import Fence
+from kernel.domain.fences import Fence, covering
 from kernel.domain.principal import Principal
 from kernel.domain.run import TERMINAL, RunStatus
 from kernel.policy.contract import Action
-from kernel.store import drains, tools, trees
+from kernel.store import drains, fences, tools, trees
 from kernel.store.engine import ReadSession
 from kernel.tools.configs import AgentCallConfig
 from kernel.tools.parts import ToolCall, ToolParts
@@ -101,9 +100,9 @@ async def follow(parts: ToolParts, tenant_id: UUID, call: ToolCall, run_id: UUID
         with parts.wakeups.awaiting_run(tenant_id, run_id) as waiter:
             while True:
                 async with parts.database.read() as session:
-                    row = await tools.called(session, tenant_id, run_id)
-                    if RunStatus(row["status"]) in TERMINAL:
-                        return await _ended(session, tenant_id, row, repeated=repeated)
+                    row, fence = await _look(session, tenant_id, run_id)
+                    if RunStatus(row["status"]) in TERMINAL or fence is not None:
+                        return await _ended(session, tenant_id, row, fence, repeated=repeated)
                 if row["left_s"] is not None and row["left_s"] <= 0:
                     await cancel(parts, tenant_id, run_id, reason=calls.TIMED_OUT)
                 await waiter.wait(max(row["left_s"] or 0.0, LOOK_S))
@@ -122,25 +121,34 @@ async def follow(parts: ToolParts, tenant_id: UUID, call: ToolCall, run_id: UUID
 
 async def cancel(parts: ToolParts, tenant_id: UUID, run_id: UUID, *, reason: str) -> None:
     """Cancel a child with all that is below it; what has ended, or is cancelled already, stays as it is."""
-    fence: Fence | None = None
     async with locked_run(parts.database, tenant_id, run_id) as locked:
         run = locked.run
-        if not run.active:
+        if not run.active or await _final_fence(locked.session, tenant_id, run.root_run_id, run_id) is not None:
             return
-        if locked.fence is not None and locked.fence.grace_until is None:
-            # What is cancelled already need not wait for its drain.
-            aftermath = (
-                await cancel_covered(locked.session, locked.tree, {run_id: locked.fence}, {run_id: run})
-            ).aftermath
-        else:
-            fence, aftermath = await calls.cancel_call(locked.session, locked.tree, run, reason=reason)
+        fence, aftermath = await calls.cancel_call(locked.session, locked.tree, run, reason=reason)
         await trees.advance(locked.session, locked.tree)
     aftermath.tell(parts.wakeups)
-    if fence is not None:
-        async with parts.database.read() as session:
-            target = await drains.open_fence(session, tenant_id, fence.cancellation_id)
-        if target is not None:
-            await Drain(parts.database, parts.wakeups).execute(target, at_most=DRAINED_AT_ONCE)
+    async with parts.database.read() as session:
+        target = await drains.open_fence(session, tenant_id, fence.cancellation_id)
+    if target is not None:
+        await Drain(parts.database, parts.wakeups).execute(target, at_most=DRAINED_AT_ONCE)
+
+
+async def _look(session: ReadSession, tenant_id: UUID, run_id: UUID) -> tuple[Row, Fence | None]:
+    """A child as it stands, and the fence that has cancelled it though it is active in the table."""
+    row = await tools.called(session, tenant_id, run_id)
+    if RunStatus(row["status"]) in TERMINAL:
+        return row, None
+    return row, await _final_fence(session, tenant_id, row["root_run_id"], run_id)
+
+
+async def _final_fence(session: ReadSession, tenant_id: UUID, root_run_id: UUID, run_id: UUID) -> Fence | None:
+    """The open fence without a grace that covers a run; within a grace its worker may still say how it ended."""
+    standing = (await fences.open_fences(session, [(tenant_id, root_run_id)])).get((tenant_id, root_run_id), [])
+    final = [fence for fence in standing if fence.grace_until is None]
+    if not final:
+        return None
+    return covering(final, (await fences.paths(session, [(tenant_id, run_id)]))[tenant_id, run_id])
 
 
 async def _spawn(parts: ToolParts, call: ToolCall, order: SpawnOrder) -> Spawned:
@@ -161,14 +169,14 @@ async def _abandon(parts: ToolParts, tenant_id: UUID, call: ToolCall, run_id: UU
             await parts.to_the_end(asyncio.ensure_future(cancel(parts, tenant_id, run_id, reason=calls.ABANDONED)))
 
 
-async def _ended(session: ReadSession, tenant_id: UUID, row: Row, *, repeated: bool) -> Called:
+async def _ended(session: ReadSession, tenant_id: UUID, row: Row, fence: Fence | None, *, repeated: bool) -> Called:
     status, error = RunStatus(row["status"]), row["error"]
     if status is RunStatus.CANCELLED:
         fence = await fence_over(session, tenant_id, row["run_id"])
-        if fence is not None and fence.reason == calls.TIMED_OUT and fence.run_id == row["run_id"]:
+    if fence is not None:
+        status, error = RunStatus.CANCELLED, f"cancelled: {fence.reason}"
+        if fence.reason == calls.TIMED_OUT and fence.run_id == row["run_id"]:
             status, error = RunStatus.FAILED, f"agent_call timed out after {row['timeout_s']}s"
-        elif error is None:
-            error = f"cancelled: {fence.reason}" if fence is not None else "cancelled"
     return Called(
         run_id=row["run_id"],
         agent_id=row["agent_id"],
