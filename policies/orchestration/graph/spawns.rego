@@ -59,7 +59,7 @@ _affordable(limit, total) if {
 
 # The question about one spawn, in the form of one at run time: a caller one level above it, without children yet.
 _asked(question, spawn) := object.union(
-	object.filter(question, ["orchestrator_policy", "allowlist"]),
+	object.filter(question, ["action", "orchestrator_policy", "allowlist"]),
 	{
 		"caller": {"depth": _above(object.get(spawn, "depth", null)), "children_count": 0},
 		"request": {"scopes": object.get(spawn, "scopes", null), "count": object.get(spawn, "count", null)},
