@@ -17,10 +17,12 @@ from service.routers import (
     health,
     join,
     replan,
+    retrieval,
     runs,
     spawning,
     status,
     tenants,
+    tools,
     trees,
     work,
 )
@@ -35,7 +37,14 @@ Rego policies decide, the kernel enforces the decisions in PostgreSQL transactio
 
 def make_app(services: Services, delivery: PolicyDelivery) -> FastAPI:
     """The application, without what surrounds every request."""
-    app = FastAPI(title="Remit", version=version("remit"), description=DESCRIPTION.strip(), redoc_url=None)
+    app = FastAPI(
+        title="Remit",
+        version=version("remit"),
+        description=DESCRIPTION.strip(),
+        redoc_url=None,
+        # Its own tells more than it may (exceptions with their messages), and knows nothing of children; see tracing.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
     app.state.services = services
     app.state.delivery = delivery
     errors.install(app)
@@ -50,10 +59,12 @@ def make_app(services: Services, delivery: PolicyDelivery) -> FastAPI:
         status,
         trees,
         replan,
+        tools,
         events,
         agents,
         tenants,
         graphs,
+        retrieval,
         decisions,
         health,
     ):
@@ -68,4 +79,4 @@ def make_app(services: Services, delivery: PolicyDelivery) -> FastAPI:
 
 def wrap(app: FastAPI, services: Services) -> ASGIApp:
     """The application as it is served."""
-    return Telemetry(app, max_body_bytes=services.settings.max_body_bytes)
+    return Telemetry(app, max_body_bytes=services.settings.max_body_bytes, request_span=services.request_span)

@@ -26,6 +26,7 @@ from service.policy_cli import app as policy_app
 from service.reconciling import reconcile as run_loops
 from service.runtime import NoDatabaseError, NoTracingError, working_directory
 from service.settings import Settings
+from service.tokens import TokenKeyError
 from service.working import NoPolicyError
 from service.working import work as run_graphs
 
@@ -50,6 +51,7 @@ MENDABLE = (
     RemitError,
     migrations.UnsupportedServerError,
     serving.PortInUseError,
+    TokenKeyError,
 )
 
 out = Console(highlight=False, soft_wrap=True)

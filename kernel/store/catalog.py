@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Executable, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from kernel.store.engine import ReadSession, WriteSession
@@ -24,18 +24,18 @@ async def find_tenant(session: ReadSession, tenant_id: UUID) -> Row | None:
         .outerjoin(tenant_flags, tenant_flags.c.tenant_id == tenants.c.tenant_id)
         .where(tenants.c.tenant_id == tenant_id)
     )
-    return (await session.core.execute(statement)).mappings().one_or_none()
+    return await _one(session, statement)
 
 
 async def insert_tenant(session: WriteSession, values: Row) -> Row:
     """A new tenant; the unique slug decides a race."""
-    return (await session.core.execute(insert(tenants).values(**values).returning(tenants))).mappings().one()
+    return await _only(session, insert(tenants).values(**values).returning(tenants))
 
 
 async def update_tenant(session: WriteSession, tenant_id: UUID, values: Row) -> Row | None:
     """The tenant after a change."""
     statement = update(tenants).where(tenants.c.tenant_id == tenant_id).values(**values).returning(tenants)
-    return (await session.core.execute(statement)).mappings().one_or_none()
+    return await _one(session, statement)
 
 
 async def put_flags(session: WriteSession, tenant_id: UUID, values: Row) -> None:
@@ -49,7 +49,7 @@ async def put_flags(session: WriteSession, tenant_id: UUID, values: Row) -> None
 async def find_agent(session: ReadSession, tenant_id: UUID, agent_id: UUID) -> Row | None:
     """An agent of the tenant."""
     statement = select(agents).where(agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id)
-    return (await session.core.execute(statement)).mappings().one_or_none()
+    return await _one(session, statement)
 
 
 async def page_of_agents(session: ReadSession, tenant_id: UUID, after: UUID | None, limit: int) -> Sequence[Row]:
@@ -57,12 +57,12 @@ async def page_of_agents(session: ReadSession, tenant_id: UUID, after: UUID | No
     statement = select(agents).where(agents.c.tenant_id == tenant_id).order_by(agents.c.agent_id).limit(limit)
     if after is not None:
         statement = statement.where(agents.c.agent_id > after)
-    return (await session.core.execute(statement)).mappings().all()
+    return await _all(session, statement)
 
 
 async def insert_agent(session: WriteSession, values: Row) -> Row:
     """A new agent; the slug, unique in the tenant, decides a race."""
-    return (await session.core.execute(insert(agents).values(**values).returning(agents))).mappings().one()
+    return await _only(session, insert(agents).values(**values).returning(agents))
 
 
 async def change_agent(session: WriteSession, tenant_id: UUID, agent_id: UUID, values: Row) -> Row | None:
@@ -73,14 +73,14 @@ async def change_agent(session: WriteSession, tenant_id: UUID, agent_id: UUID, v
         .values(**values, revision=agents.c.revision + 1, updated_at=func.now())
         .returning(agents)
     )
-    return (await session.core.execute(statement)).mappings().one_or_none()
+    return await _one(session, statement)
 
 
 async def find_policy(session: ReadSession, tenant_id: UUID, agent_id: UUID) -> Row | None:
     """The stored policy of an orchestrator."""
     table = orchestrator_policies
     statement = select(table).where(table.c.tenant_id == tenant_id, table.c.agent_id == agent_id)
-    return (await session.core.execute(statement)).mappings().one_or_none()
+    return await _one(session, statement)
 
 
 async def put_policy(session: WriteSession, tenant_id: UUID, agent_id: UUID, values: Row) -> None:
@@ -101,7 +101,7 @@ async def find_allowlist(session: ReadSession, tenant_id: UUID, agent_id: UUID) 
         .where(table.c.tenant_id == tenant_id, table.c.agent_id == agent_id)
         .order_by(table.c.ordinal)
     )
-    return (await session.core.execute(statement)).mappings().all()
+    return await _all(session, statement)
 
 
 async def replace_allowlist(session: WriteSession, tenant_id: UUID, agent_id: UUID, entries: Sequence[Row]) -> None:
@@ -122,3 +122,16 @@ async def missing_agents(session: ReadSession, tenant_id: UUID, agent_ids: Seque
     """Which of some ids are not agents of the tenant."""
     statement = select(agents.c.agent_id).where(agents.c.tenant_id == tenant_id, agents.c.agent_id.in_(agent_ids))
     return set(agent_ids) - set((await session.core.execute(statement)).scalars())
+
+
+async def _all(session: ReadSession, statement: Executable) -> list[Row]:
+    return [dict(row._mapping) for row in await session.core.execute(statement)]  # noqa: SLF001 - its public name
+
+
+async def _one(session: ReadSession, statement: Executable) -> Row | None:
+    return next(iter(await _all(session, statement)), None)
+
+
+async def _only(session: ReadSession, statement: Executable) -> Row:
+    (row,) = await _all(session, statement)
+    return row
