@@ -180,10 +180,13 @@ def unit(embedding: Sequence[float], dimension: int | None, *, where: str) -> li
         raise InvalidRequestError(
             f"{where}: the pipeline's embedding_dim is {dimension}; observed {len(embedding)}", field=where
         )
-    length = math.hypot(*embedding)
-    if not 0 < length < math.inf:
-        raise InvalidRequestError(f"{where}: it has no direction; its length is {length}", field=where)
-    return list(array("f", (value / length for value in embedding)))
+    # By the largest first, so that neither what is huge nor what is tiny leaves the range of numbers.
+    largest = max(map(abs, embedding))
+    if not largest:
+        raise InvalidRequestError(f"{where}: it has no direction; its length is 0", field=where)
+    scaled = [value / largest for value in embedding]
+    length = math.hypot(*scaled)
+    return list(array("f", (value / length for value in scaled)))
 
 
 def _chunks(document: NewDocument, pipeline: Row) -> list[Chunk]:
