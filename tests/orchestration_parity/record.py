@@ -82,7 +82,8 @@ def _names(runs: list[Any], groups: list[Any]) -> dict[str, str]:
 
 
 def _split(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    ordered, cancelled = [], []
+    ordered: list[dict[str, Any]] = []
+    cancelled: list[dict[str, Any]] = []
     for event in events:
         data = event["data"]
         if event["type"] == "orchestration.cancellation_propagation" and data["cancelled_run_ids"]:

@@ -117,7 +117,7 @@ class Stage:
         run_id = self.boss.run_id
         for key in path:
             async with asyncio.timeout(PATIENCE_S):
-                while (found := await self._child(run_id, key)) is None:
+                while (found := await self._child(run_id, key)) is None:  # noqa: ASYNC110 - it happens in the database
                     await asyncio.sleep(LOOK_S)
             run_id = found
         return run_id
@@ -125,13 +125,13 @@ class Stage:
     async def joined(self, run_id: str, number: int) -> None:
         """Wait until a run has made its n-th call to join."""
         async with asyncio.timeout(PATIENCE_S):
-            while await self._joins(run_id) < number:
+            while await self._joins(run_id) < number:  # noqa: ASYNC110 - it happens in the database
                 await asyncio.sleep(LOOK_S)
 
     async def ended(self, run_id: str) -> None:
         """Wait until a run has ended and every fence is drained."""
         async with asyncio.timeout(PATIENCE_S):
-            while not await self._is_over(run_id):
+            while not await self._is_over(run_id):  # noqa: ASYNC110 - it happens in the database
                 await asyncio.sleep(LOOK_S)
 
     async def _child(self, run_id: str, key: str) -> str | None:
@@ -167,7 +167,7 @@ class Stage:
 
 
 async def _make(kit: Kit, agent: Agent, *, as_graph: bool) -> str:
-    body = {"slug": agent.slug, "name": agent.slug, "kind": "external", "capability_tags": agent.tags}
+    body: dict[str, Any] = {"slug": agent.slug, "name": agent.slug, "kind": "external", "capability_tags": agent.tags}
     if as_graph:
         body |= {"kind": "graph", "graph_definition": draw(agent)}
     agent_id: str = done(await kit.api.post("/agents", body))["agent_id"]

@@ -25,8 +25,8 @@ A scenario tells what one orchestrator does, step by step, and what its children
     ends: completed             # how the orchestrator is expected to end, or the code that ended it
     compiles: false             # for a graph that would be refused before it runs
 
-Steps are numbered `s1`, `s2` … in the order in which they are written, unless they have an `id`; that is the node in the
-graph, the `parent_node_id` of the primitive, and the key of both.
+Steps are numbered `s1`, `s2` … in the order in which they are written, unless they have an `id`; that is the node in
+the graph, the `parent_node_id` of the primitive, and the key of both.
 """
 
 from collections.abc import Iterator
@@ -112,8 +112,7 @@ def _scenario(document: dict[str, Any]) -> Scenario:
     assert set(document) <= known, (document["name"], set(document) - known)
     agents = {"worker": Agent("worker")}
     for slug, told in (document.get("agents") or {}).items():
-        told = dict(told)
-        agents[slug] = Agent(slug, **{**told, "steps": _Numbered(f"{slug[0]}").steps(told.get("steps") or [])})
+        agents[slug] = Agent(slug, **{**told, "steps": _Numbered(slug[0]).steps(told.get("steps") or [])})
     agents["orchestrator"] = Agent(
         "orchestrator",
         steps=_Numbered("s").steps(document["steps"]),

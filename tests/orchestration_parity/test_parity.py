@@ -52,7 +52,8 @@ Plays = dict[str, "asyncio.Task[tuple[str, str]]"]
 @pytest.fixture(scope="module")
 async def plays(api: Api, services: Services, request: pytest.FixtureRequest) -> AsyncIterator[Plays]:
     """Every scenario that is asked for, under way: several at once, each in tenants of its own."""
-    wanted = {item.callspec.params["scenario"].name for item in request.session.items if _is_ours(item, request)}
+    items = [item for item in request.session.items if item.path == request.path]
+    wanted = {item.callspec.params["scenario"].name for item in items if hasattr(item, "callspec")}
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def play(scenario: Scenario) -> tuple[str, str]:
@@ -128,7 +129,3 @@ def side_by_side(one: str, other: str) -> str:
             yours = theirs[number] if number < len(theirs) else ""
             lines.append(f"{mine[:WIDTH]:<{WIDTH}} ! {yours[:WIDTH]}")
     return "\n".join(lines)
-
-
-def _is_ours(item: pytest.Item, request: pytest.FixtureRequest) -> bool:
-    return item.path == request.path and hasattr(item, "callspec")
