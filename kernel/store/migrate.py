@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.resources import as_file, files
 
 from alembic import command
@@ -57,10 +58,18 @@ async def current_revision(url: str) -> str | None:
         await engine.dispose()
 
 
+@cache
 def head_revision() -> str:
     """The revision that this code needs."""
     with as_file(files("kernel.store") / "migrations") as directory:
         return str(ScriptDirectory(str(directory)).get_current_head())
+
+
+@cache
+def known_revisions() -> frozenset[str]:
+    """The revisions that this code has migrations for. Any other is of a later version."""
+    with as_file(files("kernel.store") / "migrations") as directory:
+        return frozenset(script.revision for script in ScriptDirectory(str(directory)).walk_revisions())
 
 
 async def _run(url: str, action: Callable[[Config], None]) -> None:

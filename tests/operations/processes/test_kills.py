@@ -8,6 +8,7 @@ import asyncpg
 import httpx2
 import pytest
 
+from kernel.store import migrate
 from tests.audit import audit
 from tests.kit import Api, Kit, Run, done
 from tests.operations.processes.fleet import Fleet
@@ -128,6 +129,20 @@ async def test_a_fence_stands_without_a_reconciler_and_is_drained_by_the_next(
     )
     assert left == 0
     assert await audit(auditor) == []
+
+
+async def test_a_process_goes_on_while_the_next_version_is_rolled_out_and_not_on_a_schema_that_is_behind(
+    fleet: Fleet, api: Api, auditor: asyncpg.Connection
+) -> None:
+    head = await auditor.fetchval(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
+    try:
+        for version, status in (("9999", 200), ("0001", 503)):
+            await auditor.execute(f"UPDATE {migrate.VERSION_TABLE} SET version_num = $1", version)
+            ready = await api.get("/readyz")
+            assert ready.status_code == status, (version, ready.text)
+        assert set(ready.json()["problems"]) == {"migrations"}
+    finally:
+        await auditor.execute(f"UPDATE {migrate.VERSION_TABLE} SET version_num = $1", head)
 
 
 async def test_the_deployed_opa_decides_and_does_nothing_else(fleet: Fleet) -> None:
