@@ -24,11 +24,12 @@ from kernel.commands.run_graph import RunGraphCommand
 from kernel.domain.errors import DatabaseUnavailableError, RemitError
 from kernel.domain.principal import Principal
 from kernel.graph.checkpoints import Checkpoints
-from kernel.graph.executors.visit import Commands, InvokeTool
+from kernel.graph.executors.visit import Commands
 from kernel.graph.langgraph_runtime import LangGraphRuntime
 from kernel.store import graph_runs
 from kernel.store.graph_runs import HeldGraph
 from service.dependencies import Services
+from service.graph_tools import tools_of
 
 # How soon a fence, a lost lease, or work that another process queued is noticed.
 LOOK_S = 0.5
@@ -228,9 +229,7 @@ class GraphWorker:
 
 
 @asynccontextmanager
-async def working(
-    services: Services, database_url: str, *, invoke_tool: InvokeTool | None = None
-) -> AsyncIterator[GraphWorker]:
+async def working(services: Services, database_url: str) -> AsyncIterator[GraphWorker]:
     """A worker that executes graphs for as long as the block lasts."""
     settings = services.settings
     async with Checkpoints.open(database_url, pool_size=settings.checkpoint_pool_size) as checkpoints:
@@ -240,7 +239,7 @@ async def working(
             cancel=CancelSubtreeCommand(services.database, services.engine, services.wakeups),
             replan=EvaluateAndReplanCommand(services.database, services.engine),
             wakeups=services.wakeups,
-            invoke_tool=invoke_tool,
+            invoke_tool=tools_of(services),
         )
         graphs = LangGraphRuntime(commands, checkpoints, active_nodes=settings.graph_active_nodes)
         completions = CompleteWorkCommand(services.database, services.wakeups)

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
-# Half of what the combiner takes of a tenant, so that a crowd of calls leaves room for its spawns; enough for two
-# full batches.
-AT_ONCE = 128
+# A process that answers calls and executes graphs has two of these: together they leave room for a tenant's spawns in
+# what the combiner takes of it, and each still fills its batches.
+AT_ONCE = 96
 
 
 @dataclass(slots=True)
