@@ -13,17 +13,18 @@ from rich.console import Console
 from rich.text import Text
 
 from kernel.graph.compiler import compile_alone
+from service.graph_run import run_graph
 
 _REQUEST_LIMIT_S = 30.0
 
-app = typer.Typer(name="graph", help="Check graphs.", no_args_is_help=True)
+app = typer.Typer(name="graph", help="Check graphs, and run them.", no_args_is_help=True)
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @app.callback()
 def graphs() -> None:
-    """Check graphs."""
+    """Check graphs, and run them."""
 
 
 @app.command("check")
@@ -66,6 +67,9 @@ def check_graph(
     else:
         _show(answer)
     raise typer.Exit(0 if answer.valid else 1)
+
+
+app.command("run")(run_graph)
 
 
 class _Finding(BaseModel, extra="allow"):
