@@ -7,23 +7,27 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter
 from uuid import UUID
 
+from asyncpg import exceptions as pg
+
 from kernel import metrics
 from kernel.commands import asking
 from kernel.commands.asking import Standing
 from kernel.commands.draining import SMALL, Drain, Progress
 from kernel.commands.fencing import set_fence
+from kernel.commands.lanes import Lanes
 from kernel.commands.spawning.refusals import count_decisions
-from kernel.domain.errors import NotFoundError
+from kernel.domain.errors import NotFoundError, RemitError
 from kernel.domain.events import Surface
 from kernel.domain.fences import Fence, FenceScope, covering
 from kernel.domain.principal import Principal
 from kernel.policy import records
-from kernel.policy.contract import Action, RequestFacts
+from kernel.policy.contract import Action, DecisionInput, RequestFacts
 from kernel.policy.engine import PolicyEngine
 from kernel.policy.records import DecisionRecord
-from kernel.store import decisions, drains, fences, trees
+from kernel.store import decisions, drains, fences, runs, trees
 from kernel.store.drains import Cancellation
-from kernel.store.engine import Database, ReadSession
+from kernel.store.engine import Database, ReadSession, WriteSession
+from kernel.store.trees import TreeKey
 from kernel.wakeups import Wakeups
 
 DEFAULT_REASON = "cancelled_by_orchestration"
@@ -32,8 +36,11 @@ OTHER_REASONS = "other"
 # Up to so many active runs are drained before the call is answered, whatever the caller waits for.
 DRAINED_AT_ONCE = 100
 MAX_LISTED = 1_000
-# How often a caller that waits for a drain elsewhere looks whether it is done.
+# How often a caller that waits for a drain elsewhere looks whether it is done: at first, and after a while.
 LOOK_S = 0.05
+LONGEST_LOOK_S = 1.0
+# So many fences are set under one lock of their tree, which stays short by it.
+MAX_PER_LOCK = 8
 # How long a drain of few runs is waited for when somebody else was quicker to take it up.
 PATIENCE_S = 1.0
 # How long a drain that a caller waits for is left to the reconcilers before this process takes it up itself.
@@ -71,6 +78,23 @@ class SubtreeCancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class _Call:
+    """A request, and who makes it."""
+
+    principal: Principal
+    request: CancelSubtree
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """A call that policy allows; the record of that is written with its fence."""
+
+    call: _Call
+    slug: str
+    record: DecisionRecord
+
+
+@dataclass(frozen=True, slots=True)
 class _Fenced:
     """The fence that covers what was to be cancelled, and whether it was there before."""
 
@@ -80,13 +104,20 @@ class _Fenced:
 
 
 class CancelSubtreeCommand:
-    """Asks policy, sets a fence under the lock of the tree, and drains what is small."""
+    """Asks policy, sets a fence under the lock of the tree, and drains what is small.
+
+    One per process, so that however many cancel in one tree at once, they take two connections and not one each: one
+    for the fences, and one for the drains of what is small.
+    """
 
     def __init__(self, database: Database, engine: PolicyEngine, wakeups: Wakeups | None = None) -> None:
         self._database = database
         self._engine = engine
         self._wakeups = wakeups
         self._drain = Drain(database, wakeups)
+        self._lookups: Lanes[UUID, UUID, UUID] = Lanes(self._roots)
+        self._fences: Lanes[TreeKey, _Call, _Fenced] = Lanes(self._fence_all)
+        self._drains: Lanes[TreeKey, UUID, Progress] = Lanes(self._drain_all)
 
     async def execute(self, principal: Principal, request: CancelSubtree) -> SubtreeCancelled:
         """Cancel. From the commit of the fence on, nothing that it covers starts, spawns, renews or completes.
@@ -98,63 +129,98 @@ class CancelSubtreeCommand:
             PolicyDeniedError: with every reason.
         """
         principal.check_acts_as(request.caller_run_id)
+        root_run_id = await self._lookups.take(principal.tenant, request.run_id)
+        tree = (principal.tenant, root_run_id)
+        fenced = await self._fences.take(tree, _Call(principal, request))
+        return await self._follow(tree, request, fenced)
+
+    async def _roots(self, tenant_id: UUID, run_ids: Sequence[UUID]) -> list[UUID | Exception]:
+        """The roots of runs, which never change."""
         async with self._database.read() as session:
-            standing = await asking.subject_facts(
-                session, principal, request.run_id, caller_run_id=request.caller_run_id
-            )
-            if not standing.caller_is_active and await _earlier(session, standing, request) is None:
-                standing.check_caller_active(Action.CANCEL_SUBTREE)
-        asked = asking.question(
-            standing,
-            principal,
-            Action.CANCEL_SUBTREE,
-            request.surface,
-            request=RequestFacts(include_root=request.include_root, grace_s=request.grace_s),
-        )
-        evaluated = await asking.ask(self._database, self._engine, asked)
-        if not evaluated.decision.allow:
-            raise await asking.refuse(self._database, asked, evaluated)
-        fenced = await self._fence(principal, request, standing, records.record(asked, evaluated))
-        return await self._follow(principal.tenant, request, fenced)
+            found = await runs.roots(session, tenant_id, run_ids)
+        return [found.get(run_id) or NotFoundError(f"run_id: there is no run {run_id}") for run_id in run_ids]
 
-    async def _fence(
-        self, principal: Principal, request: CancelSubtree, standing: Standing, record: DecisionRecord
-    ) -> _Fenced:
-        """Set the fence, or find the one that does what is asked for."""
-        started = perf_counter()
-        async with self._database.write() as session:
-            tree = await trees.lock_one(session, principal.tenant, standing.subject_root_run_id)
-            # Statements of their own, after the lock: their snapshots are newer than the wait.
-            now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
-            earlier = await _earlier(session, now, request)
-            if earlier is None:
-                now.check_caller_active(Action.CANCEL_SUBTREE)
-                fence = await set_fence(
-                    session,
-                    tree,
-                    run_id=request.run_id,
-                    scope=_scope(request),
-                    reason=request.reason,
-                    surface=request.surface,
-                    grace_s=request.grace_s,
+    async def _fence_all(self, key: TreeKey, calls: Sequence[_Call]) -> list[_Fenced | Exception]:
+        """Answer calls in one tree, each on its own merits."""
+        judged = await asyncio.gather(*(self._ask(question) for question in await self._questions(calls)))
+        allowed = [call for call in judged if isinstance(call, _Allowed)]
+        fenced: list[_Fenced | Exception] = []
+        for start in range(0, len(allowed), MAX_PER_LOCK):
+            fenced.extend(await self._fence_each(key, allowed[start : start + MAX_PER_LOCK]))
+        answers = iter(fenced)
+        return [next(answers) if isinstance(call, _Allowed) else call for call in judged]
+
+    async def _questions(self, calls: Sequence[_Call]) -> list[tuple[_Call, str, DecisionInput] | RemitError]:
+        """What policy is asked about each call, with the tenant's slug; or why it is not asked."""
+        found: list[tuple[_Call, str, DecisionInput] | RemitError] = []
+        async with self._database.read() as session:
+            for call in calls:
+                principal, request = call.principal, call.request
+                try:
+                    standing = await asking.subject_facts(
+                        session, principal, request.run_id, caller_run_id=request.caller_run_id
+                    )
+                    if not standing.caller_is_active and await _earlier(session, standing, request) is None:
+                        standing.check_caller_active(Action.CANCEL_SUBTREE)
+                except RemitError as error:
+                    found.append(error)
+                    continue
+                asked = asking.question(
+                    standing,
+                    principal,
+                    Action.CANCEL_SUBTREE,
+                    request.surface,
+                    request=RequestFacts(include_root=request.include_root, grace_s=request.grace_s),
                 )
-                await trees.advance(session, tree)
-            else:
-                fence = earlier
-            await decisions.append(session, record)
-        count_decisions([record])
-        if earlier is None:
-            metrics.CANCEL_FENCE_SECONDS.observe(perf_counter() - started)
-            label = request.reason if request.reason == DEFAULT_REASON else OTHER_REASONS
-            metrics.CANCELLATIONS.labels(metrics.tenant_label(standing.tenant.slug), label).inc()
-        return _Fenced(fence.cancellation_id, record.decision_id, repeated=earlier is not None)
+                found.append((call, standing.tenant.slug, asked))
+        return found
 
-    async def _follow(self, tenant_id: UUID, request: CancelSubtree, fenced: _Fenced) -> SubtreeCancelled:
+    async def _ask(self, question: tuple[_Call, str, DecisionInput] | RemitError) -> _Allowed | RemitError:
+        if isinstance(question, RemitError):
+            return question
+        call, slug, asked = question
+        try:
+            evaluated = await asking.ask(self._database, self._engine, asked)
+            if not evaluated.decision.allow:
+                return await asking.refuse(self._database, asked, evaluated)
+        except RemitError as error:
+            return error
+        return _Allowed(call, slug, records.record(asked, evaluated))
+
+    async def _fence_each(self, key: TreeKey, calls: Sequence[_Allowed]) -> list[_Fenced | Exception]:
+        try:
+            return await self._fence(key, calls)
+        except pg.PostgresError as error:
+            if len(calls) == 1:
+                return [error]
+        # What the database does not take of one must not fail its neighbours: nothing was committed; each goes alone.
+        return [answer for call in calls for answer in await self._fence_each(key, [call])]
+
+    async def _fence(self, key: TreeKey, calls: Sequence[_Allowed]) -> list[_Fenced | Exception]:
+        """Set fences under one lock, or find those that do what is asked for."""
+        started = perf_counter()
+        answers: list[_Fenced | Exception] = []
+        async with self._database.write() as session:
+            for allowed in calls:
+                try:
+                    answers.append(await _set_or_find(session, key, allowed))
+                except RemitError as error:
+                    answers.append(error)
+        seconds = perf_counter() - started
+        for allowed, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, _Fenced):
+                count_decisions([allowed.record])
+                if not answer.repeated:
+                    _count_fence(allowed, seconds)
+        return answers
+
+    async def _follow(self, tree: TreeKey, request: CancelSubtree, fenced: _Fenced) -> SubtreeCancelled:
         """Drain what is small, wait for the rest as long as the caller does, and tell how far it is."""
+        tenant_id, _ = tree
         until = monotonic() + request.wait_s
         progress = Progress()
         if not fenced.repeated:
-            progress = await self._drain_small(tenant_id, fenced.cancellation_id)
+            progress = await self._drain_small(tree, fenced.cancellation_id)
             if not progress.drained and self._wakeups is not None:
                 self._wakeups.fence_set()
         cancellation = await self._wait(tenant_id, fenced.cancellation_id, until, progress)
@@ -178,33 +244,47 @@ class CancelSubtreeCommand:
             repeated=fenced.repeated,
         )
 
-    async def _drain_small(self, tenant_id: UUID, cancellation_id: UUID) -> Progress:
-        async with self._database.read() as session:
-            target = await drains.open_fence(session, tenant_id, cancellation_id)
-        if target is None:
-            return Progress(drained=True)
-        progress = await self._drain.execute(target, at_most=DRAINED_AT_ONCE, keep_ids=MAX_LISTED)
+    async def _drain_small(self, tree: TreeKey, cancellation_id: UUID) -> Progress:
+        progress = await self._drains.take(tree, cancellation_id)
         if progress.busy:
             # Somebody else was quicker to take it up; what is small will be done in a moment.
+            tenant_id, _ = tree
             async with self._database.read() as session:
-                listed = await drains.look(session, target, limit=SMALL)
-            if listed is not None and listed.active <= DRAINED_AT_ONCE and target.fence.grace_until is None:
+                target = await drains.open_fence(session, tenant_id, cancellation_id)
+                listed = await drains.look(session, target, limit=SMALL) if target is not None else None
+            if target is None:
+                progress.drained = True
+            elif listed is not None and listed.active <= DRAINED_AT_ONCE and target.fence.grace_until is None:
                 await self._wait(tenant_id, cancellation_id, monotonic() + PATIENCE_S, progress)
         return progress
+
+    async def _drain_all(self, key: TreeKey, cancellation_ids: Sequence[UUID]) -> list[Progress]:
+        """Drain what is small of a tree, one fence after the other."""
+        done: list[Progress] = []
+        for cancellation_id in cancellation_ids:
+            async with self._database.read() as session:
+                target = await drains.open_fence(session, key[0], cancellation_id)
+            if target is None:
+                done.append(Progress(drained=True))
+            else:
+                done.append(await self._drain.execute(target, at_most=DRAINED_AT_ONCE, keep_ids=MAX_LISTED))
+        return done
 
     async def _wait(self, tenant_id: UUID, cancellation_id: UUID, until: float, progress: Progress) -> Cancellation:
         """The fence when it is drained, or at the end of the time."""
         own_turn = monotonic() + HEAD_START_S
+        pause = LOOK_S
         while True:
             async with self._database.read() as session:
-                cancellation = await drains.read(session, tenant_id, cancellation_id)
                 target = await drains.open_fence(session, tenant_id, cancellation_id)
+                # Read later: where nothing is left to drain, this says so too.
+                cancellation = await drains.read(session, tenant_id, cancellation_id)
             if cancellation is None:
                 raise NotFoundError(f"cancellation_id: there is no cancellation {cancellation_id}")
             left = until - monotonic()
-            if target is None or left <= 0:
+            if cancellation.drained_at is not None or left <= 0:
                 return cancellation
-            if monotonic() >= own_turn and not progress.waiting:
+            if target is not None and monotonic() >= own_turn and not progress.waiting:
                 # No reconciler has taken it up. Where one has, this finds it busy.
                 done = await self._drain.execute(target, timeout_s=left, keep_ids=MAX_LISTED - len(progress.first_ids))
                 progress.cancelled += done.cancelled
@@ -212,7 +292,8 @@ class CancelSubtreeCommand:
                 progress.waiting.extend(done.waiting)
                 own_turn = monotonic() + HEAD_START_S
             else:
-                await asyncio.sleep(min(LOOK_S, left))
+                await asyncio.sleep(min(pause, left))
+                pause = min(pause * 1.5, LONGEST_LOOK_S)
 
 
 class ReadCancellation:
@@ -235,6 +316,41 @@ class ReadCancellation:
                 raise NotFoundError(f"cancellation_id: there is no cancellation {cancellation_id}")
         await asking.check_may_read(self._database, self._engine, principal, cancellation.run_id)
         return cancellation
+
+
+async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -> _Fenced:
+    """Set a fence under the lock of its tree, which is counted at once: the next call under the same lock heeds it.
+
+    Raises:
+        RunCancelledError, CallerNotActiveError: when the caller has ended since policy was asked.
+    """
+    principal, request = allowed.call.principal, allowed.call.request
+    tree = await trees.lock_one(session, *key)
+    # Statements of their own, after the lock: their snapshots are newer than the wait.
+    now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
+    fence = await _earlier(session, now, request)
+    repeated = fence is not None
+    if fence is None:
+        now.check_caller_active(Action.CANCEL_SUBTREE)
+        fence = await set_fence(
+            session,
+            tree,
+            run_id=request.run_id,
+            scope=_scope(request),
+            reason=request.reason,
+            surface=request.surface,
+            grace_s=request.grace_s,
+        )
+        await trees.advance(session, tree)
+    await decisions.append(session, allowed.record)
+    return _Fenced(fence.cancellation_id, allowed.record.decision_id, repeated=repeated)
+
+
+def _count_fence(allowed: _Allowed, seconds: float) -> None:
+    reason = allowed.call.request.reason
+    metrics.CANCEL_FENCE_SECONDS.observe(seconds)
+    label = reason if reason == DEFAULT_REASON else OTHER_REASONS
+    metrics.CANCELLATIONS.labels(metrics.tenant_label(allowed.slug), label).inc()
 
 
 def _scope(request: CancelSubtree) -> FenceScope:

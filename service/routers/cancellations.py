@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
+from fastapi import Request
 from pydantic import Field, StringConstraints
 
 from kernel.commands.cancel_subtree import DEFAULT_REASON, CancelSubtree, CancelSubtreeCommand, ReadCancellation
-from service.dependencies import ExecuteDep, ServicesDep
+from service.dependencies import ExecuteDep, Services, ServicesDep
 from service.wire import Answer, Body, Json, Text, make_router
 
 router = make_router("primitives")
@@ -67,9 +68,9 @@ class CancellationAnswer(Answer):
 
 
 @router.post("/internal/orchestration/cancel-subtree", response_model=CancelAnswer)
-async def cancel_subtree(body: CancelBody, principal: ExecuteDep, services: ServicesDep) -> Json:
+async def cancel_subtree(request: Request, body: CancelBody, principal: ExecuteDep, services: ServicesDep) -> Json:
     """Cancel a run and all below it. When this is answered, nothing that it covers starts, spawns or completes."""
-    answer = await CancelSubtreeCommand(services.database, services.engine, services.wakeups).execute(
+    answer = await _cancels(request, services).execute(
         principal,
         CancelSubtree(
             caller_run_id=body.caller_run_id,
@@ -119,3 +120,12 @@ async def read_cancellation(cancellation_id: UUID, principal: ExecuteDep, servic
             "drained_at": found.drained_at,
         }
     )
+
+
+def _cancels(request: Request, services: Services) -> CancelSubtreeCommand:
+    """The process's one cancel command, in which the cancels of a tree go together."""
+    state = request.app.state
+    if not hasattr(state, "cancels"):
+        state.cancels = CancelSubtreeCommand(services.database, services.engine, services.wakeups)
+    command: CancelSubtreeCommand = state.cancels
+    return command

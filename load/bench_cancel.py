@@ -1,0 +1,239 @@
+"""Cancelling: the fence, beside trees of every size and beside spawns; the drain, beside a plain UPDATE of such rows.
+
+Run `python -m load.bench_cancel` (needs `wrk`); it takes less than two minutes. Everything runs on this machine: the
+service, PostgreSQL, OPA and the load generator share its cores.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from load.subject import Subject, running, wrk
+
+SIZES = (10, 1_000, 100_000)
+LARGEST = 100_000
+GROUP = 10_000
+# Orchestrators in a chain, the runs below the last: each is fenced once, from the lowest up.
+CHAIN = 30
+SMALL = 10
+BESIDE_SPAWNS_S = 6
+RATE = 500
+CLIENTS = 32
+FENCES_PER_S = 20
+ALONE = 100
+MIB = 1 << 20
+
+# As plain as it gets: no locks of trees, no events, no chunks; one statement, one commit.
+FLAT_UPDATE = """
+UPDATE agent_runs SET status = 'cancelled', finalized_seq = 1000000, finalized_at = clock_timestamp()
+WHERE tenant_id = $1 AND root_run_id = $2 AND status = 'queued'
+"""
+
+
+@dataclass
+class Memory:
+    """The resident memory of the service's process, in MiB, seen every so often."""
+
+    pid: int
+    seen: list[float] = field(default_factory=list)
+
+    def look(self) -> float:
+        self.seen.append(psutil.Process(self.pid).memory_info().rss / MIB)
+        return self.seen[-1]
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        async def watch() -> None:
+            while True:
+                self.look()
+                await asyncio.sleep(0.05)
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A root, orchestrators in a chain below it, and runs below the last of them."""
+
+    root: str
+    chain: list[str]
+
+
+def p99(milliseconds: list[float]) -> float:
+    """The 99th percentile; of fewer than a hundred, the longest."""
+    return sorted(milliseconds)[int(len(milliseconds) * 0.99)]
+
+
+def told(milliseconds: list[float]) -> str:
+    """Median and 99th percentile, for a person."""
+    return f"median {statistics.median(milliseconds):.1f} ms, p99 {p99(milliseconds):.1f} ms"
+
+
+async def plant(subject: Subject, size: int, *, chain: int = 1) -> Tree:
+    """Grow a tree, in groups of at most 10,000."""
+    (root,) = await subject.roots(1)
+    links: list[str] = []
+    for _ in range(chain):
+        links.append(await subject.spawn(links[-1] if links else root, "orchestrator"))
+    for left in range(size, 0, -GROUP):
+        await subject.group(links[-1], min(left, GROUP))
+    return Tree(root, links)
+
+
+async def cancel(subject: Subject, caller: str, run_id: str, **more: object) -> tuple[float, str]:
+    """Milliseconds until the fence is answered, and its id."""
+    started = time.perf_counter()
+    answer = await subject.post(
+        "/internal/orchestration/cancel-subtree", {"caller_run_id": caller, "run_id": run_id, **more}
+    )
+    return (time.perf_counter() - started) * 1000, answer["cancellation_id"]
+
+
+async def drained(subject: Subject, cancellation_id: str) -> tuple[int, float]:
+    """Wait for the end of a drain: the runs that it cancelled, and its seconds from the fence's commit."""
+    while True:
+        response = await subject.client.get(f"/internal/orchestration/cancellations/{cancellation_id}")
+        shown = response.raise_for_status().json()
+        if shown["state"] == "drained":
+            seconds = datetime.fromisoformat(shown["drained_at"]) - datetime.fromisoformat(shown["fenced_at"])
+            return shown["cancelled_count"], seconds.total_seconds()
+        await asyncio.sleep(0.05)
+
+
+async def fences_over(subject: Subject, size: int) -> list[float]:
+    """Milliseconds per fence over so many descendants, one after the other, each drained before the next."""
+    tree = await plant(subject, size, chain=CHAIN)
+    milliseconds = []
+    for link in reversed(tree.chain):
+        took, cancellation_id = await cancel(subject, tree.root, link)
+        milliseconds.append(took)
+        await drained(subject, cancellation_id)
+    return milliseconds
+
+
+async def fences_beside(
+    subject: Subject, spawning: Coroutine[object, object, str], root: str
+) -> tuple[list[float], str]:
+    """Milliseconds per fence in a tree while others spawn in it, and what the others achieved."""
+    branches = [await subject.spawn(root, "orchestrator") for _ in range(BESIDE_SPAWNS_S * FENCES_PER_S)]
+    busy = asyncio.create_task(spawning)
+    begin = time.perf_counter()
+    milliseconds = []
+    for number, branch in enumerate(branches):
+        await asyncio.sleep(max(0.0, begin + number / FENCES_PER_S - time.perf_counter()))
+        if busy.done():
+            break
+        milliseconds.append((await cancel(subject, root, branch))[0])
+    return milliseconds, await busy
+
+
+async def spawn_at(subject: Subject, caller: str, rate: int, seconds: int) -> str:
+    """Spawn at a rate, however long each takes: whoever is late does not slow down the next."""
+    begin = time.perf_counter()
+    milliseconds: list[float] = []
+
+    async def one(due: float) -> None:
+        await subject.spawn(caller)
+        milliseconds.append((time.perf_counter() - due) * 1000)
+
+    async with asyncio.TaskGroup() as spawns:
+        for number in range(rate * seconds):
+            due = begin + number / rate
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            spawns.create_task(one(due))
+    return f"{len(milliseconds) / (time.perf_counter() - begin):,.0f} spawns/s, {told(milliseconds)}"
+
+
+async def spawn_flat_out(subject: Subject, caller: str, seconds: int) -> str:
+    """Spawn with many clients, each as fast as it is answered."""
+    rate, slowest = await wrk(subject, [caller], connections=CLIENTS, seconds=seconds)
+    return f"{rate:,.0f} spawns/s, p99 {slowest:.0f} ms"
+
+
+async def spawns_until(subject: Subject, caller: str, end: asyncio.Future[tuple[int, float]] | None) -> list[float]:
+    """Milliseconds per spawn of one client, until something has ended; without it, of some."""
+    milliseconds: list[float] = []
+    while not end.done() if end is not None else len(milliseconds) < ALONE:
+        started = time.perf_counter()
+        await subject.spawn(caller)
+        milliseconds.append((time.perf_counter() - started) * 1000)
+    return milliseconds
+
+
+async def compare_sizes(subject: Subject, table: Table) -> None:
+    """How a fence's time depends on what it covers."""
+    first = None
+    for size in SIZES:
+        milliseconds = await fences_over(subject, size)
+        median = statistics.median(milliseconds)
+        first = first or median
+        table.add_row(f"fence over {size:,} runs", told(milliseconds), f"{median / first:.2f} of {SIZES[0]} runs")
+
+
+async def beside_spawns(subject: Subject, table: Table) -> None:
+    """How a fence's time depends on what others do in its tree."""
+    paced, flat_out = await subject.roots(2)
+    for what, spawning, root in (
+        (f"spawns arriving at {RATE}/s", spawn_at(subject, paced, RATE, BESIDE_SPAWNS_S), paced),
+        (f"{CLIENTS} clients flat out", spawn_flat_out(subject, flat_out, BESIDE_SPAWNS_S), flat_out),
+    ):
+        milliseconds, achieved = await fences_beside(subject, spawning, root)
+        table.add_row(f"fences beside {what} in the tree", told(milliseconds), achieved)
+
+
+async def drain(subject: Subject, table: Table) -> None:
+    """How fast a large subtree is drained, and what is felt of it elsewhere in its tree."""
+    memory = Memory(subject.pid)
+    tree, twin = await plant(subject, LARGEST), await plant(subject, LARGEST)
+    connection = await subject.database()
+    await connection.execute("VACUUM ANALYZE agent_runs, run_trees, orchestration_groups")
+    quiet = await spawns_until(subject, tree.root, None)
+    before = memory.look()
+    async with memory.watched():
+        took, cancellation_id = await cancel(subject, tree.root, tree.chain[0])
+        ending = asyncio.ensure_future(drained(subject, cancellation_id))
+        during = await spawns_until(subject, tree.root, ending)
+        runs, seconds = await ending
+    started = time.perf_counter()
+    await connection.execute(FLAT_UPDATE, subject.tenant_id, twin.root)
+    flat = LARGEST / (time.perf_counter() - started)
+    rate = runs / seconds
+    table.add_row(f"fence over {runs:,} runs that are active", f"{took:.1f} ms", "")
+    table.add_row("its drain", f"{rate:,.0f} runs/s", f"{rate / flat:.2f} of {flat:,.0f}/s by plain UPDATE")
+    median = statistics.median(during)
+    table.add_row(
+        "spawns elsewhere in the tree meanwhile",
+        f"{told(during)}, {len(during)} of them",
+        f"{median / statistics.median(quiet):.1f} of {statistics.median(quiet):.1f} ms before",
+    )
+    grown = max(memory.seen) - before
+    table.add_row("memory of the service", f"{grown:+.0f} MiB at most", f"of {before:.0f} MiB before")
+    await connection.close()
+
+
+async def main() -> None:
+    table = Table("what", "figure", "beside", title="cancelling")
+    async with running() as subject:
+        warm = await plant(subject, GROUP)
+        await drained(subject, (await cancel(subject, warm.root, warm.chain[0]))[1])
+        await drain(subject, table)
+        await compare_sizes(subject, table)
+        await beside_spawns(subject, table)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
