@@ -88,6 +88,7 @@ class GraphWorker:
 
     async def start(self) -> None:
         """Begin to claim."""
+        self._stopping, self._left = False, []
         self._tasks = [
             asyncio.create_task(self._keep_on(self._claim), name="graphs: claim"),
             asyncio.create_task(self._keep_on(self._watch), name="graphs: watch"),
@@ -106,6 +107,10 @@ class GraphWorker:
             with suppress(DatabaseUnavailableError):
                 async with self._database.write() as session:
                     await graph_runs.let_go(session, left)
+
+    def holds(self, run_id: UUID) -> bool:
+        """Whether a run is executed here."""
+        return run_id in self._held
 
     async def _keep_on(self, look: Callable[[], Awaitable[None]]) -> None:
         failures = 0
