@@ -32,6 +32,8 @@ Row = Mapping[str, Any]
 DRAINED_AT_ONCE = 100
 # How long to wait at least before looking again, so that a clock that is a little off makes no busy loop.
 LOOK_S = 0.05
+# How often to look after a run that has no deadline: a spawn under a key in the form of a call's.
+WITHOUT_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,10 @@ async def follow(parts: ToolParts, tenant_id: UUID, call: ToolCall, run_id: UUID
                     row, fence = await _look(session, tenant_id, run_id)
                     if RunStatus(row["status"]) in TERMINAL or fence is not None:
                         return await _ended(session, tenant_id, row, fence, repeated=repeated)
-                if row["left_s"] is not None and row["left_s"] <= 0:
+                left_s = row["left_s"] if row["left_s"] is not None else WITHOUT_DEADLINE_S
+                if left_s <= 0:
                     await cancel(parts, tenant_id, run_id, reason=calls.TIMED_OUT)
-                await waiter.wait(max(row["left_s"] or 0.0, LOOK_S))
+                await waiter.wait(max(left_s, LOOK_S))
                 if waiter.ended:
                     # Whoever has a key asks again, and goes on waiting. Nobody could for a call without one.
                     if call.idempotency_key is None:

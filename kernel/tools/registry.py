@@ -1,5 +1,6 @@
 """A tenant's tools: made in versions that never change, the newest of which is used."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,8 @@ class Tools:
             raise InvalidRequestError(f"slug: {RESERVED_SLUG!r} is the catalogue's own name", field="slug")
         for name, schema in (("input_schema", new.input_schema), ("output_schema", new.output_schema)):
             if schema is not None:
-                check_schema(schema, where=name)
+                # In a thread: a schema of a tenant's choosing may take a second.
+                await asyncio.to_thread(check_schema, schema, where=name)
         config: AgentCallConfig | RagRetrievalConfig
         if new.implementation_type == "agent_call":
             config = check(AgentCallConfig, new.config, where="config")

@@ -4,9 +4,12 @@ A schema comes from a tenant and runs in this process, so it is held to what end
 itself, its patterns run on an engine that takes linear time, and every validation has a budget.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from typing import Any
 
 import orjson
@@ -15,7 +18,6 @@ from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.protocols import Validator
 from pydantic_core import SchemaError as PatternError
 from pydantic_core import SchemaValidator, core_schema
-from pydantic_core import ValidationError as PatternMismatch
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
@@ -23,7 +25,10 @@ from referencing.jsonschema import DRAFT202012
 from kernel.domain.errors import InvalidRequestError
 from kernel.tools.configs import place
 
-MAX_SCHEMA_BYTES = 65_536
+MAX_SCHEMA_BYTES = 32_768
+# Compiled anew for each validation, since what a pattern compiles to may be large.
+MAX_PATTERNS = 32
+MAX_PATTERN_WEIGHT = 20_000
 # A step is one keyword at one place, and costs as much more as there is to look at. The budget is some tenths of a
 # second.
 STEP_COST = 10
@@ -37,11 +42,35 @@ REFUSED = ("patternProperties", "$dynamicRef", "$recursiveRef")
 Schema = Mapping[str, Any]
 Keyword = Callable[[Validator, Any, Any, Any], Iterator[ValidationError] | None]
 
-_spent: ContextVar[list[int]] = ContextVar("spent")
+REPETITION = re.compile(r"\{(\d{0,6}),?(\d{0,6})\}")
+REPEATED_GROUP = re.compile(r"\)\{")
 
 
 class _OverBudgetError(Exception):
     """A validation takes too long."""
+
+
+@dataclass(slots=True)
+class _Course:
+    """What a validation has spent, and the patterns that it has compiled."""
+
+    spent: int = 0
+    patterns: dict[str, SchemaValidator] = field(default_factory=dict)
+
+    def spend(self, cost: int) -> None:
+        self.spent += cost
+        if self.spent > BUDGET:
+            raise _OverBudgetError
+
+    def matches(self, pattern: str, text: str) -> bool:
+        self.spend(len(text) * max(1, _weight(pattern) // 100))
+        compiled = self.patterns.get(pattern)
+        if compiled is None:
+            compiled = self.patterns[pattern] = _compiled(pattern)
+        return compiled.isinstance_python(text)
+
+
+_course: ContextVar[_Course] = ContextVar("course")
 
 
 def check_schema(schema: Schema, *, where: str) -> None:
@@ -69,7 +98,7 @@ def check_instance(schema: Schema, instance: Any, *, where: str) -> None:
     Raises:
         InvalidRequestError: with the path of each thing that is wrong.
     """
-    _spent.set([0])
+    _course.set(_Course())
     # Wherever the library meets a dialect it goes on with that dialect's own validator, which has no bounds.
     bounded = _Bounded({name: value for name, value in schema.items() if name != "$schema"})
     try:
@@ -91,6 +120,7 @@ def _check_keywords(schema: Schema, where: str) -> None:
     if schema.get("$schema", DIALECT) != DIALECT:
         raise InvalidRequestError(f"{where}.$schema: the dialect is {DIALECT}", field=f"{where}.$schema")
     resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    patterns = 0
     stack: list[tuple[str, object]] = [(where, schema)]
     while stack:
         here, value = stack.pop()
@@ -106,6 +136,9 @@ def _check_keywords(schema: Schema, where: str) -> None:
                 _check_reference(resolver.lookup, item, f"{here}.{name}")
             if name == "pattern" and isinstance(item, str):
                 _check_pattern(item, f"{here}.{name}")
+                patterns += 1
+                if patterns > MAX_PATTERNS:
+                    raise InvalidRequestError(f"{where}: at most {MAX_PATTERNS} patterns", field=where)
 
 
 def _check_reference(look_up: Callable[[str], object], reference: str, at: str) -> None:
@@ -118,23 +151,28 @@ def _check_reference(look_up: Callable[[str], object], reference: str, at: str) 
 
 
 def _check_pattern(pattern: str, at: str) -> None:
+    if _weight(pattern) > MAX_PATTERN_WEIGHT:
+        raise InvalidRequestError(f"{at}: it repeats too much", field=at)
     try:
-        _pattern(pattern)
+        _compiled(pattern)
     except PatternError as error:
         cause = str(error).rstrip().splitlines()[-1].strip()
         raise InvalidRequestError(f"{at}: not a pattern that is supported here: {cause}", field=at) from error
 
 
-def _pattern(pattern: str) -> SchemaValidator:
+def _weight(pattern: str) -> int:
+    """How many states a pattern may be in at once, roughly: linear time has a factor, and this is it."""
+    counts = [max(int(low or 1), int(high or 1), 1) for low, high in REPETITION.findall(pattern)]
+    return len(pattern) * max(1, prod(counts) if REPEATED_GROUP.search(pattern) else sum(counts))
+
+
+def _compiled(pattern: str) -> SchemaValidator:
     return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex", strict=True))
 
 
 def _match(validator: Validator, pattern: str, instance: Any, _schema: Schema) -> Iterator[ValidationError]:
-    if validator.is_type(instance, "string"):
-        try:
-            _pattern(pattern).validate_python(instance)
-        except PatternMismatch:
-            yield ValidationError(f"{instance!r} does not match {pattern!r}")
+    if validator.is_type(instance, "string") and not _course.get().matches(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
 def _unique(validator: Validator, wanted: bool, instance: object, _schema: Schema) -> Iterator[ValidationError]:
@@ -160,10 +198,7 @@ def _canonical(value: object) -> object:
 
 def _counted(keyword: Keyword) -> Keyword:
     def run(validator: Validator, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        spent = _spent.get()
-        spent[0] += STEP_COST + _size(value) + _size(instance)
-        if spent[0] > BUDGET:
-            raise _OverBudgetError
+        _course.get().spend(STEP_COST + _size(value) + _size(instance))
         yield from keyword(validator, value, instance, schema) or ()
 
     return run

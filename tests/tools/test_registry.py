@@ -126,7 +126,7 @@ async def test_an_unknown_tool_is_not_found(kit: Kit) -> None:
         ({"input_schema": {"properties": {"a": {"pattern": "(?=a)"}}}}, "input_schema.properties.a.pattern"),
         ({"input_schema": {"patternProperties": {"a": {}}}}, "input_schema.patternProperties"),
         ({"input_schema": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "input_schema.$schema"),
-        ({"input_schema": {"description": "x" * 65_536}}, "input_schema"),
+        ({"input_schema": {"description": "x" * 32_768}}, "input_schema"),
         ({"surplus": 1}, "surplus"),
     ],
 )

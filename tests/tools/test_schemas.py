@@ -95,6 +95,22 @@ def test_what_would_take_exponential_or_quadratic_time_elsewhere_does_not_here()
     with pytest.raises(InvalidRequestError, match="does not match"):
         check_instance({"pattern": "^(a+)+$"}, "a" * 50_000 + "b", where="input")
     check_instance({"uniqueItems": True}, [{"a": n} for n in range(50_000)], where="input")
+    heavy = {"items": {"pattern": "[01]*1[01]{1000}$"}}
+    check_schema(heavy, where="input_schema")
+    with pytest.raises(InvalidRequestError, match="takes too long"):
+        check_instance(heavy, ["01" * 5_000] * 50, where="input")
+
+
+def test_usual_patterns_are_taken_and_huge_ones_refused() -> None:
+    uuid = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+    for pattern in (uuid, r"^\d{4}-\d{2}-\d{2}$", r"^[^@\s]+@[^@\s]+$", "^(?:[0-9]{1,3}[.]){3}[0-9]{1,3}$"):
+        check_schema({"pattern": pattern}, where="input_schema")
+    check_instance({"pattern": uuid}, "0193a5e0-7c1f-7b6e-9d43-5a1f4c2b8e70", where="input")
+    for pattern in ("(a{1000}){1000}", "a{100000}", "(?=a)", "("):
+        with pytest.raises(InvalidRequestError, match="pattern"):
+            check_schema({"pattern": pattern}, where="input_schema")
+    with pytest.raises(InvalidRequestError, match="at most 32 patterns"):
+        check_schema({"allOf": [{"pattern": "a"}] * 33}, where="input_schema")
 
 
 def test_what_refers_to_itself_without_end_is_refused() -> None:
