@@ -15,7 +15,7 @@ import httpx2
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-START_S = 60.0
+START_S = 120.0
 POLL_S = 0.05
 
 
