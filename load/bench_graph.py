@@ -1,0 +1,235 @@
+"""What a graph costs beyond the calls that it makes: a chain of spawns, beside the same calls and the same checkpoints.
+
+Run `python -m load.bench_graph [NODES] [ROUNDS]`. Everything is in one process, but for PostgreSQL and OPA.
+"""
+
+import asyncio
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Command
+from rich.console import Console
+from rich.table import Table
+
+from kernel.commands.cancel_subtree import CancelSubtreeCommand
+from kernel.commands.catalog import Agents, AllowlistEntry, Tenants
+from kernel.commands.evaluate_and_replan import EvaluateAndReplanCommand
+from kernel.commands.join import JoinCommand
+from kernel.commands.spawning.combiner import SpawnCombiner
+from kernel.commands.spawning.order import ChildOrder, SpawnOrder, TargetRef
+from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.commands.start_run import StartRun, StartRunCommand
+from kernel.domain.events import Surface
+from kernel.domain.principal import ADMIN, Principal
+from kernel.graph.checkpoints import Checkpoints, make_checkpoint_tables
+from kernel.graph.executors.visit import Commands
+from kernel.graph.ir import Graph, build
+from kernel.graph.langgraph_runtime import LangGraphRuntime
+from kernel.graph.reading import read_spec
+from kernel.graph.state import GraphState, Lineage
+from kernel.identifiers import new_id
+from kernel.policy.contract import Action
+from kernel.policy.opa import OpaEngine, from_url
+from kernel.store import catalog, migrate
+from kernel.store.engine import Database
+from kernel.wakeups import Wakeups
+
+NODES, ROUNDS = 50, 7
+POLICY = {
+    "max_depth": 5,
+    "max_fanout": 1_000_000,
+    "max_children_total": 1_000_000,
+    "join_timeout_s": 60,
+    "default_failure_policy": "best_effort",
+    "enforce_published_only": True,
+    "allowed_scope_subset": [],
+    "parent_close_policy": "continue",
+    "is_active": True,
+}
+
+
+@dataclass
+class Bench:
+    database: Database
+    engine: OpaEngine
+    combiner: SpawnCombiner
+    checkpoints: Checkpoints
+    runtime: LangGraphRuntime
+    principal: Principal
+    agent_id: UUID
+
+    async def root(self) -> Lineage:
+        """A fresh tree."""
+        asked = StartRun(self.agent_id, ("read",), {})
+        started = await StartRunCommand(self.database, self.engine).execute(self.principal, asked)
+        return Lineage(
+            tenant_id=self.principal.tenant,
+            run_id=started.run_id,
+            root_run_id=started.run_id,
+            parent_run_id=None,
+            parent_node_id=None,
+            depth=0,
+            scopes=("read",),
+            spawn_key=None,
+            orchestration_group_id=None,
+            surface=Surface.GRAPHSPEC_V2.value,
+        )
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    """PostgreSQL, OPA, a tenant with two agents, and the parts that run graphs."""
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="remit-bench-"))
+        servers = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.servers",
+            directory,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert servers.stdin is not None
+        assert servers.stdout is not None
+        stack.push_async_callback(servers.wait)
+        stack.callback(servers.stdin.close)
+        found = json.loads(await servers.stdout.readline())
+        await migrate.upgrade(found["postgres"])
+        await make_checkpoint_tables(found["postgres"])
+        database = Database(found["postgres"])
+        stack.push_async_callback(database.close)
+        engine = await stack.enter_async_context(
+            OpaEngine(from_url(found["opa_url"]), token=found["opa_token"], timeout_s=10.0)
+        )
+        checkpoints = await stack.enter_async_context(Checkpoints.open(found["postgres"]))
+        combiner = SpawnCombiner(SpawnPipeline(database, engine))
+        wakeups = Wakeups(database, asyncio.Event())
+        commands = Commands(
+            combiner,
+            JoinCommand(database, engine, wakeups),
+            CancelSubtreeCommand(database, engine, wakeups),
+            EvaluateAndReplanCommand(database, engine),
+            wakeups,
+        )
+        tenant = await Tenants(database).create(ADMIN, {"slug": "bench", "name": "bench"})
+        principal = Principal("tenant", tenant["tenant_id"], frozenset({"*"}), delegable_scopes=("*",))
+        agent_id = await _agent(database, principal.tenant, "orchestrator")
+        await _agent(database, principal.tenant, "worker")
+        agents = Agents(database)
+        await agents.put_policy(principal.tenant, agent_id, POLICY)
+        await agents.put_allowlist(principal.tenant, agent_id, [AllowlistEntry(target_agent_slug="worker")])
+        runtime = LangGraphRuntime(commands, checkpoints)
+        yield Bench(database, engine, combiner, checkpoints, runtime, principal, agent_id)
+
+
+async def _agent(database: Database, tenant_id: UUID, slug: str) -> UUID:
+    made = await Agents(database).create(tenant_id, {"slug": slug, "name": slug, "kind": "external"})
+    agent_id: UUID = made["agent_id"]
+    async with database.write() as session:
+        await catalog.change_agent(session, tenant_id, agent_id, {"status": "published"})
+    return agent_id
+
+
+def chain(nodes: int) -> Graph:
+    """A graph of so many spawns, one after the other."""
+    spawn = {"target_agent_slug": "worker", "scope_subset": ["read"]}
+    ids = ["start", *(f"s{number}" for number in range(nodes)), "end"]
+    types = ["start", *["spawn_run"] * nodes, "end"]
+    spec, findings = read_spec(
+        {
+            "spec_version": "2.0",
+            "nodes": [
+                {"id": node_id, "type": node_type, "config": spawn if node_type == "spawn_run" else {}}
+                for node_id, node_type in zip(ids, types, strict=True)
+            ],
+            "edges": [
+                {"id": f"e{number}", "source": source, "target": target}
+                for number, (source, target) in enumerate(itertools.pairwise(ids))
+            ],
+        }
+    )
+    assert not findings
+    return build(spec)
+
+
+async def by_calls(subject: Bench, lineage: Lineage, nodes: int) -> None:
+    """The spawns alone."""
+    for number in range(nodes):
+        await subject.combiner.spawn(
+            SpawnOrder(
+                action=Action.SPAWN_RUN,
+                surface=Surface.GRAPHSPEC_V2,
+                principal=Principal("run", lineage.tenant_id, frozenset({"read"}), run_id=lineage.run_id),
+                tenant_id=lineage.tenant_id,
+                caller_run_id=lineage.run_id,
+                key=f"s{number}",
+                children=(ChildOrder(TargetRef(slug="worker"), {}),),
+                scopes=("read",),
+                parent_node_id=f"s{number}",
+            )
+        )
+
+
+async def by_checkpoints(subject: Bench, nodes: int) -> None:
+    """As many steps of LangGraph's, with a state that grows alike, and nothing done in them."""
+    builder = StateGraph(GraphState)
+    output = {"status": "spawned", "filler": "x" * 700}
+
+    def step(number: int) -> Callable[[GraphState], Awaitable[Command[str]]]:
+        async def take(_state: GraphState) -> Command[str]:
+            update = {"nodes": {f"s{number}": output}, "steps": {f"s{number}": number}, "visits": {f"s{number}": 1}}
+            return Command(update=update, goto=f"n{number + 1}" if number + 1 < nodes else END)
+
+        return take
+
+    for number in range(nodes):
+        builder.add_node(f"n{number}", step(number))
+    builder.add_edge(START, "n0")
+    compiled = builder.compile(checkpointer=subject.checkpoints.saver())
+    first: Any = {"input": {}, "context": {}}
+    config: Any = {"configurable": {"thread_id": str(new_id())}, "recursion_limit": 10_000}
+    await compiled.ainvoke(first, config, durability="sync")
+
+
+async def timed(work: Awaitable[object], nodes: int) -> float:
+    """Milliseconds per node."""
+    started = time.perf_counter()
+    await work
+    return (time.perf_counter() - started) * 1000 / nodes
+
+
+async def main(nodes: int, rounds: int) -> None:
+    graph = chain(nodes)
+    found: dict[str, list[float]] = {"calls": [], "checkpoints": [], "graph": []}
+    async with bench() as subject:
+        for number in range(rounds + 1):
+            figures = {
+                "calls": await timed(by_calls(subject, await subject.root(), nodes), nodes),
+                "checkpoints": await timed(by_checkpoints(subject, nodes + 2), nodes + 2),
+                "graph": await timed(subject.runtime.run(graph, await subject.root(), {}, resumed=False), nodes + 2),
+            }
+            for name, milliseconds in figures.items():
+                if number:  # the first round warms up
+                    found[name].append(milliseconds)
+    table = Table("per node", "ms, median", title=f"{nodes} spawns one after the other, {rounds} rounds")
+    middle = {name: statistics.median(figures) for name, figures in found.items()}
+    for name, milliseconds in middle.items():
+        table.add_row(name, f"{milliseconds:.2f}")
+    beyond = middle["graph"] - middle["calls"] * nodes / (nodes + 2) - middle["checkpoints"]
+    table.add_row("graph beyond calls and checkpoints", f"{beyond:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    arguments = [int(argument) for argument in sys.argv[1:]]
+    asyncio.run(main(*(arguments or [NODES, ROUNDS])))
