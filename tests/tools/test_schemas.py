@@ -106,7 +106,7 @@ def test_usual_patterns_are_taken_and_huge_ones_refused() -> None:
     for pattern in (uuid, r"^\d{4}-\d{2}-\d{2}$", r"^[^@\s]+@[^@\s]+$", "^(?:[0-9]{1,3}[.]){3}[0-9]{1,3}$"):
         check_schema({"pattern": pattern}, where="input_schema")
     check_instance({"pattern": uuid}, "0193a5e0-7c1f-7b6e-9d43-5a1f4c2b8e70", where="input")
-    for pattern in ("(a{1000}){1000}", "a{100000}", "(?=a)", "("):
+    for pattern in ("(a{1000}){1000}", "a{100000}", "a{" + "9" * 5_000 + "}", "(?=a)", "("):
         with pytest.raises(InvalidRequestError, match="pattern"):
             check_schema({"pattern": pattern}, where="input_schema")
     with pytest.raises(InvalidRequestError, match="at most 32 patterns"):
