@@ -76,6 +76,14 @@ class _Session:
             raise pytest.UsageError("the test servers did not start; their output is above")
         os.environ[SERVERS] = line
 
+    def deadlocks(self) -> list[str]:
+        """What PostgreSQL's log holds of deadlocks since it was started."""
+        if SERVERS not in os.environ:
+            return []
+        logs = Path(json.loads(os.environ[SERVERS])["postgres_log"]).rglob("*.log")
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+        return [line for line in lines if "deadlock detected" in line]
+
     def stop(self) -> None:
         os.environ.pop(SERVERS, None)
         self._stack.close()
@@ -88,6 +96,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # The controller starts them for all its workers, which inherit the environment.
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         _session.start()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # A transaction that was given up for another's sake is tried again and passes unnoticed; its cause does not.
+    if not hasattr(session.config, "workerinput") and _session.deadlocks():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _session.deadlocks():
+        terminalreporter.write_line(f"PostgreSQL: {line}", red=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
