@@ -186,7 +186,7 @@ async def by_checkpoints(subject: Bench, nodes: int) -> None:
     output = {"status": "spawned", "filler": "x" * 700}
 
     def step(number: int) -> Callable[[GraphState], Awaitable[Command[str]]]:
-        async def take(_state: GraphState) -> Command[str]:
+        async def take(state: GraphState) -> Command[str]:  # noqa: ARG001 - its name is LangGraph's
             update = {"nodes": {f"s{number}": output}, "steps": {f"s{number}": number}, "visits": {f"s{number}": 1}}
             return Command(update=update, goto=f"n{number + 1}" if number + 1 < nodes else END)
 

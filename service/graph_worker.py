@@ -42,6 +42,8 @@ MAX_CLAIMED = 100
 # How often a run may be claimed: it goes on from its checkpoint, so being cut off is no failure of its own.
 MAX_ATTEMPTS = 1_000
 MAX_PAUSE_S = 5.0
+# How long the checkpoints of a run that has ended may stay: longer than its worker takes to clear up behind it.
+KEPT_S, CLEAR_S, MAX_CLEARED = 60.0, 30.0, 200
 # What ends by itself: the database or the pool of checkpoints does not answer for now.
 PASSING = (DatabaseUnavailableError, CheckpointError, PoolTimeout)
 
@@ -93,6 +95,7 @@ class GraphWorker:
             asyncio.create_task(self._keep_on(self._claim), name="graphs: claim"),
             asyncio.create_task(self._keep_on(self._watch), name="graphs: watch"),
             asyncio.create_task(self._keep_on(self._renew), name="graphs: renew"),
+            asyncio.create_task(self._keep_on(self._clear), name="graphs: clear"),
         ]
 
     async def stop(self) -> None:
@@ -200,6 +203,15 @@ class GraphWorker:
     async def _renew(self) -> None:
         await asyncio.sleep(self._lease_s / 4)
         await self._beat(list(self._held.values()))
+
+    async def _clear(self) -> None:
+        """Delete the checkpoints of runs that have ended without a worker."""
+        async with self._database.read() as session:
+            ended = await graph_runs.left_behind(session, ended_s=KEPT_S, limit=MAX_CLEARED)
+        for tenant_id, run_id in ended:
+            await self._run_graph.forget(tenant_id, run_id)
+        if len(ended) < MAX_CLEARED:
+            await asyncio.sleep(CLEAR_S)
 
     async def _beat(self, held: list[_Held]) -> None:
         by_tenant: dict[UUID, list[_Held]] = {}

@@ -50,6 +50,8 @@ class RunGraphCommand:
             output = await self._runtime.run(_compiled(begun.graph), lineage, run_input, resumed=claimed.attempt > 1)
         except GraphInterruptedError as interruption:
             log.info("a graph is left", run_id=str(claimed.run_id), reason=str(interruption))
+            if isinstance(interruption.__cause__, RunCancelledError):
+                return await self._complete(principal, claimed, RunStatus.CANCELLED, None, None)
             return None
         except GraphRunError as failure:
             status, error = RunStatus.FAILED, failure.error
@@ -58,6 +60,10 @@ class RunGraphCommand:
     async def acknowledge(self, principal: Principal, claimed: ClaimedRun) -> None:
         """Tell that a run which is cancelled has been stopped."""
         await self._complete(principal, claimed, RunStatus.CANCELLED, None, None)
+
+    async def forget(self, tenant_id: UUID, run_id: UUID) -> None:
+        """Delete what is kept of a run that has ended."""
+        await self._checkpoints.forget(tenant_id, run_id)
 
     async def _complete(
         self, principal: Principal, claimed: ClaimedRun, status: RunStatus, output: Any, error: Any

@@ -38,6 +38,16 @@ JOIN run_trees t ON t.tenant_id = r.tenant_id AND t.root_run_id = r.root_run_id
 WHERE r.status NOT IN ('running', 'paused') OR l.lease IS DISTINCT FROM q.lease OR t.open_fences > 0
 """
 
+# Runs that ended while nobody executed them, or whose worker died before it had cleared up behind them.
+LEFT_BEHIND = """
+SELECT r.tenant_id, r.run_id
+FROM (SELECT DISTINCT thread_id FROM langgraph.checkpoints) c
+JOIN agent_runs r ON r.tenant_id = split_part(c.thread_id, ':', 1)::uuid
+  AND r.run_id = split_part(c.thread_id, ':', 2)::uuid
+WHERE r.finalized_at < clock_timestamp() - make_interval(secs => $1)
+LIMIT $2
+"""
+
 LET_GO = """
 UPDATE run_leases l SET expires_at = clock_timestamp()
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS q (tenant_id, run_id, lease)
@@ -93,6 +103,12 @@ async def doubts(session: ReadSession, held: Sequence[HeldGraph]) -> list[Doubt]
     """Which of the runs that are held may not be any more."""
     rows = await session.driver.fetch(STANDING, *_columns(held))
     return [Doubt(row["run_id"], row["held"]) for row in rows]
+
+
+async def left_behind(session: ReadSession, *, ended_s: float, limit: int) -> list[tuple[UUID, UUID]]:
+    """Runs that have ended so many seconds ago and still have checkpoints, as `(tenant_id, run_id)`."""
+    rows = await session.driver.fetch(LEFT_BEHIND, ended_s, limit)
+    return [(row["tenant_id"], row["run_id"]) for row in rows]
 
 
 async def let_go(session: WriteSession, held: Sequence[HeldGraph]) -> None:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from kernel.store import graph_runs
 from service.dependencies import Services
 from service.graph_worker import GraphWorker, working
 from tests.graphs import Definition, ended, graph, graph_agent, joined, node, play, start
@@ -116,3 +117,18 @@ async def test_a_run_past_its_timeout_stops_its_graph(kit: Kit, graph_worker: Gr
     async with asyncio.timeout(10):
         while graph_worker.holds(UUID(run.run_id)):  # noqa: ASYNC110 - it happens elsewhere
             await asyncio.sleep(0.05)
+
+
+async def test_checkpoints_of_a_run_that_ended_without_a_worker_are_found(
+    kit: Kit, services: Services, graph_worker: GraphWorker
+) -> None:
+    await kit.agent("worker")
+    run = await start(kit, await graph_agent(kit, one_child()))
+    await play(kit, "hold")
+    await graph_worker.stop()
+    body = {"caller_run_id": run.run_id, "run_id": run.run_id, "wait_s": 10}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    async with services.database.read() as session:
+        left = await graph_runs.left_behind(session, ended_s=0.0, limit=10_000)
+    await graph_worker.start()
+    assert (UUID(kit.tenant_id), UUID(run.run_id)) in left
