@@ -5,7 +5,6 @@ dies is simply started again. Several may drain the same fence at once: each chu
 tree, and each run is counted by the one that changed it.
 """
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,13 +14,10 @@ from uuid import UUID
 from kernel import metrics
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.joining import count_endings
-from kernel.domain.events import EventType
-from kernel.domain.fences import FenceScope
 from kernel.domain.run import RunStatus
-from kernel.store import drains, events, trees
-from kernel.store.drains import Changed, Listed, OpenFence
+from kernel.store import drains, trees
+from kernel.store.drains import Changed, Chunk, OpenFence
 from kernel.store.engine import Database, ReadSession, WriteSession
-from kernel.store.events import Event
 from kernel.store.trees import LockedTree
 from kernel.wakeups import Wakeups
 
@@ -118,88 +114,55 @@ class Drain:
         until = monotonic() + timeout_s if timeout_s is not None else None
         after = 0
         while True:
-            run_ids = await drains.chunk(session, listed, after)
-            after += len(run_ids)
-            is_last = after >= listed.active
-            changed = await self._cancel(session, target, run_ids, listed, progress, is_last=is_last)
-            progress.cancelled += len(changed)
+            part = drains.chunk(listed, after)
+            after += part.size
+            changed = await self._cancel(session, target, part, progress, keep_ids=keep_ids - len(progress.first_ids))
+            progress.cancelled += changed.runs
             progress.remaining = listed.active - after
-            progress.first_ids.extend(run.run_id for run in changed[: keep_ids - len(progress.first_ids)])
-            if is_last or self._stopping or (until is not None and monotonic() >= until):
+            progress.first_ids.extend(changed.first_ids)
+            if part.is_last or self._stopping or (until is not None and monotonic() >= until):
                 return
 
     async def _cancel(
-        self,
-        session: ReadSession,
-        target: OpenFence,
-        run_ids: list[UUID],
-        listed: Listed,
-        progress: Progress,
-        *,
-        is_last: bool,
-    ) -> list[Changed]:
+        self, session: ReadSession, target: OpenFence, part: Chunk, progress: Progress, *, keep_ids: int
+    ) -> Changed:
         """Cancel one chunk in one transaction, which also closes the fence where nothing is left."""
         aftermath = Aftermath()
         seconds: float | None = None
-        changed: list[Changed] = []
         waiting: list[UUID] = []
         async with _transaction(session) as writing:
             tree = await trees.lock_one(writing, target.tenant_id, target.root_run_id)
-            if run_ids:
-                changed = await drains.cancel(writing, target, run_ids, seq=tree.seq + 1)
-            if len(changed) < len(run_ids) and target.fence.grace_until is not None:
-                waiting = await drains.left_active(writing, target, run_ids)
-            if changed:
-                aftermath = await _write_down(writing, tree, target, changed)
-            if is_last and not progress.waiting and not waiting:
-                seconds = await drains.close(writing, target, scanned=listed.scanned)
+            changed = await drains.cancel(writing, target, part, seq=tree.seq + 1, keep_ids=keep_ids)
+            if changed.runs < part.size and target.fence.grace_until is not None:
+                waiting = await drains.left_active(writing, target, part)
+            if changed.runs:
+                aftermath = await _count(writing, tree, target, changed)
+            if part.is_last and not progress.waiting and not waiting:
+                seconds = await drains.close(writing, target, scanned=part.listed.scanned)
                 if seconds is not None:
                     tree.added_fences -= 1
                     tree.open_fences -= 1
             await trees.advance(writing, tree)
         progress.waiting.extend(waiting[: MAX_WATCHED + 1 - len(progress.waiting)])
-        progress.drained = is_last and not progress.waiting
+        progress.drained = part.is_last and not progress.waiting
         if seconds is not None:
             metrics.CANCEL_DRAIN_SECONDS.observe(seconds)
         aftermath.tell(self._wakeups)
         return changed
 
 
-async def _write_down(session: WriteSession, tree: LockedTree, target: OpenFence, changed: list[Changed]) -> Aftermath:
-    """Write what follows from the end of a chunk's runs; the chunk is one transition, with one number."""
+async def _count(session: WriteSession, tree: LockedTree, target: OpenFence, changed: Changed) -> Aftermath:
+    """Count what has become of a chunk's runs; the chunk is one transition, whose event has been written."""
     seq = tree.next_seq()
-    for status, count in Counter(run.before for run in changed).items():
+    for status, count in changed.before.items():
         tree.moved(status, None, count)
-    await drains.tidy(session, target, changed)
-    await events.append(
-        session,
-        Event(
-            tenant_id=target.tenant_id,
-            root_run_id=target.root_run_id,
-            seq=seq,
-            type=EventType.CANCELLATION_PROPAGATION,
-            surface=target.surface,
-            run_id=target.fence.run_id,
-            subjects=[run.run_id for run in changed],
-            data={
-                "reason": target.fence.reason,
-                "cancelled_run_ids": [str(run.run_id) for run in changed],
-                "count": len(changed),
-                "include_root": target.fence.scope is FenceScope.RUN,
-                "cancellation_id": str(target.fence.cancellation_id),
-                "orchestration_group_id": str(target.fence.group_id) if target.fence.group_id is not None else None,
-            },
-        ),
-    )
     aftermath = Aftermath()
-    aftermath.transitions[target.tenant_slug, RunStatus.CANCELLED.value] += len(changed)
-    aftermath.cancelled[target.tenant_slug] += len(changed)
-    aftermath.runs |= {(target.tenant_id, run.run_id) for run in changed}
-    failures = Counter(run.group_id for run in changed if run.group_id is not None)
-    if failures:
-        closed = await drains.close_covered(session, target, failures)
+    aftermath.transitions[target.tenant_slug, RunStatus.CANCELLED.value] += changed.runs
+    aftermath.cancelled[target.tenant_slug] += changed.runs
+    if changed.groups:
+        closed = await drains.close_covered(session, target, changed.groups)
         aftermath.groups |= {(target.tenant_id, group_id) for group_id in closed}
-        tallies = {group_id: (0, count) for group_id, count in failures.items() if group_id not in closed}
+        tallies = {group_id: (0, count) for group_id, count in changed.groups.items() if group_id not in closed}
         aftermath.add(await count_endings(session, tree, tallies, seq=seq))
     return aftermath
 

@@ -1,5 +1,6 @@
 """What a drain reads and writes: the runs under a fence, a chunk of them at a time."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,12 +8,12 @@ from uuid import UUID
 
 from asyncpg import Record
 
-from kernel.domain.events import Surface
+from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence, FenceScope
 from kernel.store.engine import ReadSession, WriteSession
 
-# A chunk holds the lock of its tree for some tens of milliseconds.
-CHUNK_RUNS = 2_000
+# A chunk holds the lock of its tree for some ten or twenty milliseconds, as long as others in the tree may have to wait.
+CHUNK_RUNS = 1_000
 
 _OPEN = """
 SELECT c.tenant_id, c.root_run_id, c.cancellation_id, c.run_id, c.scope, c.fence_seq, c.reason, c.group_id,
@@ -89,35 +90,45 @@ FILL = """
 SELECT (SELECT count(*) FROM below) AS scanned, (SELECT count(*) FROM listed) AS active
 """
 
-CANCEL = """
-UPDATE agent_runs r SET status = 'cancelled', finalized_seq = $3, finalized_at = clock_timestamp()
-FROM unnest($2::uuid[]) AS q (run_id)
-WHERE r.tenant_id = $1 AND r.run_id = q.run_id AND r.status IN ('queued', 'running', 'paused')
-  AND ($4::timestamptz IS NULL OR r.status = 'queued' OR $4 <= clock_timestamp() OR NOT EXISTS (
-    SELECT 1 FROM run_leases l
-    WHERE l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.lease IS NOT NULL
-      AND l.expires_at > clock_timestamp()))
-RETURNING r.run_id, r.orchestration_group_id, old.status AS before
+# One statement for all that becomes of a chunk, so that the ids of its runs need not leave the database. Arrays and not
+# joins, so that every plan goes down the primary keys, in their order. Leases are locked in the order of their runs, as
+# heartbeats lock them.
+_CANCEL = """
+WITH changed AS (
+  UPDATE agent_runs r SET status = 'cancelled', finalized_seq = $3, finalized_at = clock_timestamp()
+  WHERE r.tenant_id = $1 AND r.run_id = ANY ({chunk}) AND r.status IN ('queued', 'running', 'paused')
+    AND ($4::timestamptz IS NULL OR r.status = 'queued' OR $4 <= clock_timestamp() OR NOT EXISTS (
+      SELECT 1 FROM run_leases l
+      WHERE l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.lease IS NOT NULL
+        AND l.expires_at > clock_timestamp()))
+  RETURNING r.run_id, r.orchestration_group_id AS group_id, old.status AS before
+), told AS (
+  INSERT INTO run_events (tenant_id, root_run_id, seq, type, surface, run_id, subjects, data)
+  SELECT $1, $5, $3, $6, $7, $8, c.run_ids, json_build_object(
+    'reason', $9::text, 'cancelled_run_ids', to_json(c.run_ids), 'count', cardinality(c.run_ids),
+    'include_root', $10::boolean, 'cancellation_id', $11::uuid, 'orchestration_group_id', $12::uuid)
+  FROM (SELECT array_agg(run_id) AS run_ids FROM changed) c WHERE c.run_ids IS NOT NULL
+), due AS (
+  DELETE FROM run_deadlines WHERE tenant_id = $1 AND run_id = ANY (ARRAY(SELECT run_id FROM changed))
+), held AS (
+  SELECT run_id FROM run_leases
+  WHERE tenant_id = $1 AND run_id = ANY (ARRAY(SELECT run_id FROM changed WHERE before <> 'queued'))
+    AND lease IS NOT NULL
+  ORDER BY run_id FOR UPDATE
+), released AS (
+  UPDATE run_leases SET lease = NULL, expires_at = NULL
+  WHERE tenant_id = $1 AND run_id = ANY (ARRAY(SELECT run_id FROM held))
+), counted AS (
+  UPDATE cancellations SET cancelled_count = cancelled_count + (SELECT count(*) FROM changed)
+  WHERE tenant_id = $1 AND cancellation_id = $11 AND EXISTS (SELECT FROM changed)
+)
+SELECT group_id, before, count(*)::int AS runs, (array_agg(run_id))[:$13] AS first FROM changed GROUP BY 1, 2
 """
 
 # Of a chunk, the runs that are active and left alone: under a grace, with a worker that may still acknowledge.
-LEFT = """
+_LEFT = """
 SELECT run_id FROM agent_runs
-WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[]) AND status IN ('queued', 'running', 'paused')
-"""
-
-# Leases are locked in the order of their runs, as heartbeats lock them, which hold no tree.
-TIDY = """
-WITH due AS (
-  DELETE FROM run_deadlines WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])
-), held AS (
-  SELECT run_id FROM run_leases
-  WHERE tenant_id = $1 AND run_id = ANY ($3::uuid[]) AND lease IS NOT NULL ORDER BY run_id FOR UPDATE
-), released AS (
-  UPDATE run_leases l SET lease = NULL, expires_at = NULL FROM held h WHERE l.tenant_id = $1 AND l.run_id = h.run_id
-)
-UPDATE cancellations SET cancelled_count = cancelled_count + cardinality($2::uuid[])
-WHERE tenant_id = $1 AND cancellation_id = $4
+WHERE tenant_id = $1 AND run_id = ANY ({chunk}) AND status IN ('queued', 'running', 'paused')
 """
 
 # Groups whose orchestrator is under the same fence: all but those that reach out of what it covers.
@@ -229,12 +240,46 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """A run that a chunk has cancelled."""
+class Chunk:
+    """Some of the listed runs: those after the first `after`, as many as `size`."""
 
-    run_id: UUID
-    group_id: UUID | None
-    before: str
+    listed: Listed
+    after: int
+    size: int
+
+    @property
+    def source(self) -> str:
+        """The ids in SQL, with one parameter."""
+        table = self.listed.table
+        return (
+            "$2::uuid[]"
+            if table is None
+            else f"ARRAY(SELECT run_id FROM {table} WHERE n > $2::bigint AND n <= $2 + {self.size})"
+        )
+
+    @property
+    def argument(self) -> object:
+        """What that parameter is."""
+        if self.listed.run_ids is None:
+            return self.after
+        return list(self.listed.run_ids[self.after : self.after + self.size])
+
+    @property
+    def is_last(self) -> bool:
+        return self.after + self.size >= self.listed.active
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The runs that a chunk has cancelled: how many by what they were before, and by their group; the first of them."""
+
+    before: Counter[str]
+    groups: Counter[UUID]
+    first_ids: list[UUID]
+
+    @property
+    def runs(self) -> int:
+        return self.before.total()
 
 
 async def open_fences(session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = ()) -> list[OpenFence]:
@@ -279,36 +324,50 @@ async def list_runs(session: ReadSession, target: OpenFence) -> Listed:
     return Listed(row["scanned"], row["active"], table=table)
 
 
-async def chunk(session: ReadSession, listed: Listed, after: int) -> list[UUID]:
+def chunk(listed: Listed, after: int) -> Chunk:
     """The next runs of a list, at most `CHUNK_RUNS`."""
-    if listed.run_ids is not None:
-        return list(listed.run_ids[after : after + CHUNK_RUNS])
+    return Chunk(listed, after, min(CHUNK_RUNS, listed.active - after))
+
+
+async def cancel(session: WriteSession, target: OpenFence, part: Chunk, *, seq: int, keep_ids: int) -> Changed:
+    """Cancel those runs of a chunk that are active still, but for those whose worker has a grace left.
+
+    With what goes with it: the event of all of them, their deadlines and leases, and the count of their fence.
+
+    Args:
+        seq: the number of this transition; nobody takes it where nothing was cancelled.
+        keep_ids: how many of the ids are handed back.
+    """
+    fence = target.fence
     rows = await session.driver.fetch(
-        f"SELECT run_id FROM {listed.table} WHERE n > $1 AND n <= $1 + {CHUNK_RUNS} ORDER BY n", after
-    )
-    return [row["run_id"] for row in rows]
-
-
-async def cancel(session: WriteSession, target: OpenFence, run_ids: Sequence[UUID], *, seq: int) -> list[Changed]:
-    """Cancel those of some runs that are active still, but for those whose worker has a grace left."""
-    rows = await session.driver.fetch(CANCEL, target.tenant_id, run_ids, seq, target.fence.grace_until)
-    return [Changed(*row.values()) for row in rows]
-
-
-async def left_active(session: ReadSession, target: OpenFence, run_ids: Sequence[UUID]) -> list[UUID]:
-    """Which of some runs are active."""
-    return [row["run_id"] for row in await session.driver.fetch(LEFT, target.tenant_id, run_ids)]
-
-
-async def tidy(session: WriteSession, target: OpenFence, changed: Sequence[Changed]) -> None:
-    """Take back the deadlines and leases of cancelled runs, and count them on their fence."""
-    await session.driver.execute(
-        TIDY,
+        _CANCEL.format(chunk=part.source),
         target.tenant_id,
-        [run.run_id for run in changed],
-        [run.run_id for run in changed if run.before != "queued"],
-        target.fence.cancellation_id,
+        part.argument,
+        seq,
+        fence.grace_until,
+        target.root_run_id,
+        EventType.CANCELLATION_PROPAGATION.value,
+        target.surface.value,
+        fence.run_id,
+        fence.reason,
+        fence.scope is FenceScope.RUN,
+        fence.cancellation_id,
+        fence.group_id,
+        keep_ids,
     )
+    before: Counter[str] = Counter()
+    groups: Counter[UUID] = Counter()
+    for row in rows:
+        before[row["before"]] += row["runs"]
+        if row["group_id"] is not None:
+            groups[row["group_id"]] += row["runs"]
+    return Changed(before, groups, [run_id for row in rows for run_id in row["first"]][:keep_ids])
+
+
+async def left_active(session: ReadSession, target: OpenFence, part: Chunk) -> list[UUID]:
+    """Which runs of a chunk are active."""
+    rows = await session.driver.fetch(_LEFT.format(chunk=part.source), target.tenant_id, part.argument)
+    return [row["run_id"] for row in rows]
 
 
 async def close_covered(session: WriteSession, target: OpenFence, failures: Mapping[UUID, int]) -> set[UUID]:
