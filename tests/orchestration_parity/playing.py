@@ -1,6 +1,7 @@
 """A scenario played through the primitives, and through a graph."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -153,12 +154,14 @@ async def through_primitives(stage: Stage, cues: list[Cue]) -> tuple[dict[str, A
 async def through_a_graph(stage: Stage, cues: list[Cue]) -> tuple[dict[str, Any], str | None]:
     """Play it by a graph, with the same things happening in the same places."""
     run_id = await stage.open()
-    for cue in cues:
-        if cue.play:
-            await stage.joined(await stage.run_at(cue.path), cue.number)
-        for action in cue.play:
-            await stage.act(action)
-    await stage.ended(run_id)
+    # A graph that goes another way waits for what does not come: then the records say where they part.
+    with suppress(TimeoutError):
+        for cue in cues:
+            if cue.play:
+                await stage.joined(await stage.run_at(cue.path), cue.number)
+            for action in cue.play:
+                await stage.act(action)
+        await stage.ended(run_id)
     run = done(await stage.kit.api.get(f"/agents/runs/{run_id}"))
     told = (run["output"] or {}).get("steps", {})
     return told, run["error"]["code"] if run["error"] else None

@@ -12,7 +12,7 @@ from tests.orchestration_parity.drawing import draw
 from tests.orchestration_parity.story import Agent, Scenario
 
 GENEROUS: dict[str, Any] = {"max_fanout": 1000, "max_children_total": 1000, "max_depth": 50, "join_timeout_s": 60}
-PATIENCE_S = 60.0
+PATIENCE_S = 40.0
 LOOK_S = 0.05
 ENDED = ("completed", "failed", "cancelled")
 OWN_FLAG = {"graph": "option_a_graphspec_v2", "primitives": "option_b_runtime_primitives"}
