@@ -143,9 +143,15 @@ async def spawn_at(subject: Subject, caller: str, rate: int, seconds: int) -> st
     """Spawn at a rate, however long each takes: whoever is late does not slow down the next."""
     begin = time.perf_counter()
     milliseconds: list[float] = []
+    refused = 0
 
     async def one(due: float) -> None:
-        await subject.spawn(caller)
+        nonlocal refused
+        try:
+            await subject.spawn(caller)
+        except RuntimeError:
+            # On a machine that is too busy for it all, policy is late, and without it nothing is spawned.
+            refused += 1
         milliseconds.append((time.perf_counter() - due) * 1000)
 
     async with asyncio.TaskGroup() as spawns:
@@ -154,7 +160,8 @@ async def spawn_at(subject: Subject, caller: str, rate: int, seconds: int) -> st
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             spawns.create_task(one(due))
-    return f"{len(milliseconds) / (time.perf_counter() - begin):,.0f} spawns/s, {told(milliseconds)}"
+    achieved = (len(milliseconds) - refused) / (time.perf_counter() - begin)
+    return f"{achieved:,.0f} spawns/s, {told(milliseconds)}, {refused} refused"
 
 
 async def spawn_flat_out(subject: Subject, caller: str, seconds: int) -> str:
@@ -195,32 +202,34 @@ async def beside_spawns(subject: Subject, table: Table) -> None:
 
 
 async def drain(subject: Subject, table: Table) -> None:
-    """How fast a large subtree is drained, and what is felt of it elsewhere in its tree."""
+    """How fast a large subtree is drained, alone, and what is felt of it elsewhere in its tree."""
     memory = Memory(subject.pid)
-    tree, twin = await plant(subject, LARGEST), await plant(subject, LARGEST)
+    alone, twin, tree = [await plant(subject, LARGEST) for _ in range(3)]
     connection = await subject.database()
     await connection.execute("VACUUM ANALYZE agent_runs, run_trees, orchestration_groups")
-    quiet = await spawns_until(subject, tree.root, None)
     before = memory.look()
     async with memory.watched():
-        took, cancellation_id = await cancel(subject, tree.root, tree.chain[0])
-        ending = asyncio.ensure_future(drained(subject, cancellation_id))
-        during = await spawns_until(subject, tree.root, ending)
-        runs, seconds = await ending
+        took, cancellation_id = await cancel(subject, alone.root, alone.chain[0])
+        runs, seconds = await drained(subject, cancellation_id)
     started = time.perf_counter()
     await connection.execute(FLAT_UPDATE, subject.tenant_id, twin.root)
     flat = LARGEST / (time.perf_counter() - started)
-    rate = runs / seconds
     table.add_row(f"fence over {runs:,} runs that are active", f"{took:.1f} ms", "")
+    rate = runs / seconds
     table.add_row("its drain", f"{rate:,.0f} runs/s", f"{rate / flat:.2f} of {flat:,.0f}/s by plain UPDATE")
-    median = statistics.median(during)
-    table.add_row(
-        "spawns elsewhere in the tree meanwhile",
-        f"{told(during)}, {len(during)} of them",
-        f"{median / statistics.median(quiet):.1f} of {statistics.median(quiet):.1f} ms before",
-    )
     grown = max(memory.seen) - before
-    table.add_row("memory of the service", f"{grown:+.0f} MiB at most", f"of {before:.0f} MiB before")
+    table.add_row("memory of the service meanwhile", f"{grown:+.0f} MiB at most", f"of {before:.0f} MiB before")
+    quiet = await spawns_until(subject, tree.root, None)
+    _, cancellation_id = await cancel(subject, tree.root, tree.chain[0])
+    ending = asyncio.ensure_future(drained(subject, cancellation_id))
+    during = await spawns_until(subject, tree.root, ending)
+    runs, seconds = await ending
+    table.add_row(
+        "spawns elsewhere in a tree that is drained",
+        f"{told(during)}, {len(during)} of them",
+        f"{statistics.median(during) / statistics.median(quiet):.1f} of {statistics.median(quiet):.1f} ms before",
+    )
+    table.add_row("its drain beside them", f"{runs / seconds:,.0f} runs/s", f"{runs / seconds / rate:.2f} of alone")
     await connection.close()
 
 

@@ -70,6 +70,25 @@ async def test_a_quorum_that_is_missing_or_above_the_size_is_refused(kit: Kit, m
     assert problem["errors"][0]["field"] == "quorum_threshold"
 
 
+@pytest.mark.parametrize("more", [{"join_mode": "quorum"}, {"join_mode": "quorum", "quorum_threshold": 3}])
+async def test_a_group_is_not_spawned_with_a_quorum_that_is_missing_or_above_its_size(
+    kit: Kit, more: dict[str, object]
+) -> None:
+    root, _ = await kit.team()
+    problem = refused(await kit.spawn_group(root, "g", 2, **more), 400, "invalid_request")
+    assert "quorum_threshold" in problem["detail"]
+
+
+async def test_a_group_without_members_is_joined_as_empty_at_once(kit: Kit, database: Database) -> None:
+    group = await group_of(kit, 0)
+    started = perf_counter()
+    joined = await group.read(wait_s=20)
+    assert perf_counter() - started < 5
+    assert (joined["status"], joined["complete"], joined["decided_seq"]) == ("empty", True, None)
+    assert (joined["member_run_ids"], joined["running_count"]) == ([], 0)
+    await audit(database, kit)
+
+
 async def test_what_does_not_exist_is_not_found(kit: Kit) -> None:
     group = await group_of(kit, 1)
     for body in (

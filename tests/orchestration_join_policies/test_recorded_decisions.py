@@ -1,6 +1,6 @@
 """Whatever happens to a group, the decision on record is the one that its recorded inputs make."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -142,7 +142,7 @@ async def test_the_decision_on_record_follows_from_the_inputs_on_record(
     await verify(services.database, group, made)
 
 
-async def verify(database: Database, group: Group, made: dict[str, Any]) -> None:
+async def verify(database: Database, group: Group, made: Mapping[str, Any]) -> None:
     initial = parameters(
         len(group.members),
         str(made["join_mode"]),

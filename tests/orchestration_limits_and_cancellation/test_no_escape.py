@@ -11,11 +11,12 @@ from uuid import UUID
 import httpx2
 import pytest
 
+from kernel import metrics
 from kernel.commands.draining import Drain
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import drains
 from kernel.store.drains import OpenFence
-from kernel.store.engine import Database
+from kernel.store.engine import Database, ReadSession
 from tests.audit import audit
 from tests.kit import Kit, Run, done
 from tests.orchestration_runtime_primitives.trees.forest import Forest
@@ -24,6 +25,7 @@ from tests.orchestration_runtime_primitives.trees.forest import Forest
 DRAINING = """
 import asyncio, sys
 from uuid import UUID
+from kernel import metrics
 from kernel.commands.draining import Drain
 from kernel.store import drains
 from kernel.store.engine import Database
@@ -312,3 +314,48 @@ async def test_a_covered_orchestrator_decides_no_group_whatever_the_order_of_the
     )
     assert (joined["status"], joined["decided_seq"]) == ("cancelled", None)
     assert await findings(database, kit) == []
+
+
+async def test_a_fence_that_cannot_be_drained_is_set_aside_and_holds_up_no_other(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    made = await forest.grow(root.run_id, worker, parents=[-1, -1, 0, 1])
+    poisoned, other = await forest.fence(str(made[0]), "run"), await forest.fence(str(made[1]), "run")
+    look = drains.look
+
+    async def poison(session: ReadSession, target: OpenFence, *, limit: int) -> drains.Listed | None:
+        if target.fence.cancellation_id == poisoned.cancellation_id:
+            raise ValueError("poison")
+        return await look(session, target, limit=limit)
+
+    with monkeypatch.context() as poisoning:
+        poisoning.setattr(drains, "look", poison)
+        reconciler = DrainCancellations(database)
+        await reconciler.run_once()
+        await reconciler.run_once()
+    assert (await state_of(database, kit, other.cancellation_id)).state == "drained"
+    assert (await state_of(database, kit, poisoned.cancellation_id)).state == "draining"
+    assert metrics.RECONCILER_ROWS_SET_ASIDE.labels("drain_cancellations")._value.get() == 1
+    # It is left alone for a while by whoever met it; what it covers reads as cancelled all the same.
+    assert (await reconciler.run_once()).total == 0
+    assert done(await kit.api.get(f"/agents/runs/{made[2]}"))["status"] == "cancelled"
+    await DrainCancellations(database).run_once()
+    assert (await state_of(database, kit, poisoned.cancellation_id)).state == "drained"
+    assert await lineage_findings(database, kit) == []
+
+
+async def test_whoever_waited_for_a_drain_is_told_that_it_is_done(kit: Kit, database: Database) -> None:
+    root, worker = await kit.team()
+    made = await Forest(database, kit).grow(root.run_id, worker, parents=[-1] + [0] * 400)
+    body = {"caller_run_id": root.run_id, "run_id": str(made[0]), "wait_s": 30}
+    waiting = [asyncio.create_task(kit.api.post(CANCEL, body)) for _ in range(12)]
+    reconciler = DrainCancellations(database)
+    while not all(task.done() for task in waiting):
+        await reconciler.run_once()
+        await asyncio.wait(waiting, timeout=0.05)
+    answers = [done(task.result()) for task in waiting]
+    assert {answer["state"] for answer in answers} == {"drained"}
+    assert sorted(answer["cancelled_count"] for answer in answers) == [0] * 11 + [401]
+    assert len({answer["cancellation_id"] for answer in answers}) == 1

@@ -21,6 +21,7 @@ from tests.orchestration_runtime_primitives.trees.forest import Forest
 
 CANCEL = "/internal/orchestration/cancel-subtree"
 READERS = 300
+MANY = 4_000
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,22 @@ async def test_hundreds_of_readers_hear_of_a_change(kit: Kit, api_url: str) -> N
         done(await kit.spawn(root, "k"))
         for received in await asyncio.gather(*readers):
             assert [event.event_id for event in received] == ["1.0", "2.0"]
+
+
+async def test_a_reader_that_stops_reading_holds_up_nobody_and_misses_nothing(kit: Kit, database: Database) -> None:
+    root, worker = await kit.team()
+    async with asyncio.timeout(60), aclosing(stream(kit.api, root.run_id)) as slow:
+        heard = [await anext(slow)]
+        # More than the buffers of a connection hold.
+        await Forest(database, kit).grow(root.run_id, worker, parents=[-1] * MANY)
+        assert len(await first(kit.api, root.run_id, MANY + 1)) == MANY + 1
+        done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": root.run_id, "wait_s": 30}))
+        whole = await until_end(kit.api, root.run_id)
+        async for event in slow:
+            if event.type == "end":
+                break
+            heard.append(event)
+    assert heard == whole
 
 
 async def test_quiet_readers_get_a_heartbeat_and_all_are_let_go_when_the_service_stops(

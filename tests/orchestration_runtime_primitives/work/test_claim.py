@@ -13,7 +13,9 @@ from kernel.store import trees
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 from service.dependencies import Services
+from tests.faults.scale import scaled
 from tests.kit import Kit, done, refused
+from tests.orchestration_runtime_primitives.trees.forest import Forest
 from tests.orchestration_runtime_primitives.work.crew import (
     PLENTY,
     audit,
@@ -103,6 +105,17 @@ async def test_a_tree_of_many_queued_runs_does_not_starve_a_tree_of_three(kit: K
     # The first come first, within a tree.
     firsts = [run["context"]["spawn_key"] for run in singles if run["context"]["root_run_id"] == small.run_id]
     assert firsts == ["g:0", "g:1", "g:2"]
+
+
+@pytest.mark.torture
+async def test_a_tree_of_a_hundred_thousand_does_not_either(kit: Kit, database: Database) -> None:
+    worker = await kit.agent("worker")
+    orchestrator = await kit.orchestrator(may_spawn=["worker"], **PLENTY)
+    large, small = await kit.root(orchestrator), await kit.root(orchestrator)
+    await Forest(database, kit).grow(large.run_id, worker, parents=[-1] * scaled(100_000))
+    done(await kit.spawn_group(small, "g", 3))
+    singles = [await claim_one(kit) for _ in range(6)]
+    assert sum(run["context"]["root_run_id"] == small.run_id for run in singles) == 3
 
 
 async def test_one_claim_takes_from_every_tree_in_turn(kit: Kit) -> None:

@@ -158,9 +158,9 @@ async def test_an_expired_lease_puts_the_run_back_in_the_queue_for_another_attem
     await spawn_one(kit, root)
     first = await claim_one(kit)
     await let_expire(database, first["run_id"])
-    expired = metrics.LEASES_EXPIRED.labels(kit.slug)._value.get()
+    expired = metrics.LEASES_EXPIRED.labels(metrics.tenant_label(kit.slug))._value.get()
     assert (await expire_leases(database).run_once()).settled >= 1
-    assert metrics.LEASES_EXPIRED.labels(kit.slug)._value.get() == expired + 1
+    assert metrics.LEASES_EXPIRED.labels(metrics.tenant_label(kit.slug))._value.get() == expired + 1
     assert (await row(database, first["run_id"]))["status"] == "queued"
     second = await claim_one(kit)
     assert (second["run_id"], second["attempt"]) == (first["run_id"], 2)
@@ -251,10 +251,25 @@ async def test_several_reconcilers_at_once_take_a_lease_back_once(kit: Kit, data
     done(await kit.spawn_group(root, "g", 20))
     runs = await claim(kit, max_runs=100)
     await let_expire(database, *(run["run_id"] for run in runs))
-    expired = metrics.LEASES_EXPIRED.labels(kit.slug)._value.get()
+    expired = metrics.LEASES_EXPIRED.labels(metrics.tenant_label(kit.slug))._value.get()
     await asyncio.gather(*(expire_leases(database).run_once() for _ in range(4)))
-    assert metrics.LEASES_EXPIRED.labels(kit.slug)._value.get() == expired + 20
+    assert metrics.LEASES_EXPIRED.labels(metrics.tenant_label(kit.slug))._value.get() == expired + 20
     assert [run["attempt"] for run in await claim(kit, max_runs=100)] == [2] * 20
+    await audit(database, kit)
+
+
+async def test_a_leased_run_is_paused_kept_resumed_and_completed_by_its_holder(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    started = (await row(database, run["run_id"]))["started_seq"]
+    done(await report(kit.api, run["run_id"], "paused", lease=run["lease"]))
+    assert (await heartbeat(kit, run))[0]["status"] == "continue"
+    assert await claim(kit) == []
+    await audit(database, kit)
+    done(await report(kit.api, run["run_id"], "running", lease=run["lease"]))
+    assert (await row(database, run["run_id"]))["started_seq"] == started
+    assert done(await complete(kit, run))["status"] == "completed"
     await audit(database, kit)
 
 
