@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kernel.policy.contract import AllowlistEntryFacts, Decision, DecisionInput, OrchestratorPolicyFacts, TargetFacts
+from kernel.policy.contract import (
+    Action,
+    AllowlistEntryFacts,
+    Decision,
+    DecisionInput,
+    OrchestratorPolicyFacts,
+    TargetFacts,
+)
 
 DEFAULTS = OrchestratorPolicyFacts(
     max_depth=3,
@@ -36,7 +43,7 @@ def expect(question: DecisionInput) -> list[Expected]:
     for target in question.targets or ():
         if question.allowlist and not _names(target) & {_name(entry) for entry in question.allowlist}:
             reasons.append(Expected("target_not_allowlisted", target.slug))
-        if policy.enforce_published_only and target.status != "published":
+        if target.status != "published" and (policy.enforce_published_only or question.action is Action.AGENT_CALL):
             reasons.append(Expected("target_not_published", target.slug))
     return sorted(reasons, key=lambda reason: (reason.code, reason.target))
 
