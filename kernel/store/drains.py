@@ -12,7 +12,7 @@ from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence, FenceScope
 from kernel.store.engine import ReadSession, WriteSession
 
-# A chunk holds the lock of its tree for some ten or twenty milliseconds, as long as others in the tree may have to wait.
+# A chunk holds the lock of its tree for ten or twenty milliseconds: as long as others in the tree may have to wait.
 CHUNK_RUNS = 1_000
 
 _OPEN = """
