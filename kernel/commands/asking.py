@@ -167,6 +167,11 @@ async def ask(database: Database, engine: PolicyEngine, asked: DecisionInput) ->
         PolicyUnavailableError: without an answer nothing is permitted; the failure is on record then.
     """
     count_surface(asked)
+    return await answer(database, engine, asked)
+
+
+async def answer(database: Database, engine: PolicyEngine, asked: DecisionInput) -> Evaluated:
+    """As `ask`, for a question that is put again because its ground has shifted: its call is counted already."""
     started = perf_counter()
     try:
         return await engine.decide(asked)

@@ -7,10 +7,11 @@ from uuid import UUID
 import orjson
 
 from kernel import metrics
+from kernel.commands import asking
 from kernel.commands.spawning.order import digest
 from kernel.commands.spawning.question import principal_facts
 from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, count_surface, denied, facts_changed
-from kernel.domain.errors import NotFoundError, PolicyUnavailableError, SpawnKeyConflictError
+from kernel.domain.errors import NotFoundError, SpawnKeyConflictError
 from kernel.domain.events import EventType, Surface
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
@@ -86,20 +87,12 @@ class StartRunCommand:
             question = _question(principal, request, facts)
             if attempt == 0:
                 count_surface(question)
-            started = await self._commit(request, question, await self._ask(question), facts)
+            started = await self._commit(
+                request, question, await asking.answer(self._database, self._engine, question), facts
+            )
             if started is not None:
                 return started
         raise facts_changed()
-
-    async def _ask(self, question: DecisionInput) -> Evaluated:
-        try:
-            return await self._engine.decide(question)
-        except PolicyUnavailableError as error:
-            refusal = records.record_failure(question, error.detail, 0.0)
-            async with self._database.write() as session:
-                await decisions.append(session, refusal)
-            count_decisions([refusal])
-            raise
 
     async def _commit(
         self, request: StartRun, question: DecisionInput, evaluated: Evaluated, facts: Row

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, JsonValue
 
+from service.routers.agents import OrchestratorPolicy
 from tests.policy.rego.opa import Opa
 
 NOT_FACTS_OF_A_DECISION = {"unnamed", "undocumented_rule"}
@@ -166,3 +167,10 @@ def _is_comparison(operator: JsonValue) -> bool:
 
 def _reads(node: JsonValue, document: str) -> bool:
     return f'{{"type": "var", "value": "{document}"}}' in json.dumps(node, sort_keys=True)
+
+
+def test_the_defaults_that_a_route_fills_in_are_those_of_the_bundle(opa: Opa) -> None:
+    defaults = yaml.safe_load((opa.directory / "orchestration/defaults/data.yaml").read_text())
+    filled_in = OrchestratorPolicy().model_dump(mode="json")
+    assert filled_in.pop("is_active") is True
+    assert filled_in == defaults
