@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from kernel.store.engine import Database
-from tests.audit import audit
+from load.audit import audit
 from tests.kit import Kit
 
 Audited = Callable[[Kit], Awaitable[None]]

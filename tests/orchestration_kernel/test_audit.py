@@ -14,8 +14,8 @@ from kernel.commands.cancel_subtree import CancelSubtree, CancelSubtreeCommand
 from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import migrate
+from load.audit import CHECKS, audit
 from service.dependencies import Services
-from tests.audit import CHECKS, audit
 from tests.kit import Kit, Run, done, refused
 
 SCRATCH = "audit_scratch"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from kernel.store.engine import Database
-from tests.audit import audit
+from load.audit import audit
 from tests.faults.scale import TORTURE, scaled
 from tests.kit import ADMIN_TOKEN, ALL_SCOPES
 

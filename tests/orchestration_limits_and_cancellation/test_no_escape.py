@@ -17,7 +17,7 @@ from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import drains
 from kernel.store.drains import OpenFence
 from kernel.store.engine import Database, ReadSession
-from tests.audit import audit
+from load.audit import audit
 from tests.kit import Kit, Run, done
 from tests.orchestration_runtime_primitives.trees.forest import Forest
 

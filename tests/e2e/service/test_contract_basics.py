@@ -14,9 +14,9 @@ import jwt
 import pytest
 
 from kernel.store.engine import Database
+from load.audit import audit
 from service.dependencies import Services
 from service.tokens import KeyRing, Tokens
-from tests.audit import audit
 from tests.kit import ADMIN_TOKEN, ALL_SCOPES, Api, Kit, Run, done, refused
 
 SPAWN = "/internal/orchestration/spawn-run"

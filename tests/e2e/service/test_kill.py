@@ -11,7 +11,7 @@ import httpx2
 import psutil
 import pytest
 
-from tests.audit import audit
+from load.audit import audit
 from tests.faults.load import under_load
 from tests.faults.remit import Remit, gone, processes_of
 from tests.faults.scale import scaled

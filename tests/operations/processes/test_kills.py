@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from kernel.store import migrate
-from tests.audit import audit
+from load.audit import audit
 from tests.kit import Api, Kit, Run, done
 from tests.operations.processes.fleet import Fleet
 from tests.operations.processes.traffic import Traffic, flowing

@@ -10,7 +10,7 @@ from kernel.domain.joins import JoinMode
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.reconcilers.time_out_joins import time_out_joins
 from kernel.store.engine import Database
-from tests.audit import audit
+from load.audit import audit
 from tests.faults.scale import TORTURE
 from tests.kit import Kit, done
 from tests.orchestration_join_policies.join_calls import Group, group_of, let_time_out

@@ -16,7 +16,7 @@ from kernel.reconcilers.time_out_joins import time_out_joins
 from kernel.reconcilers.time_out_runs import time_out_runs
 from kernel.store import drains
 from kernel.store.engine import Database
-from tests.audit import audit
+from load.audit import audit
 from tests.faults.scale import TORTURE, scaled
 from tests.kit import Api, Kit, done
 from tests.orchestration_limits_and_cancellation.torture.storm import CANCEL, Floor, Storm, rage

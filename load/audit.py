@@ -1,6 +1,6 @@
 """What must be true of a database, whatever happened to the processes that wrote it, asked in SQL.
 
-`python -m tests.audit URL` prints what is wrong, a sentence a line, and fails if there is any. Retention takes events
+`python -m load.audit URL` prints what is wrong, a sentence a line, and fails if there is any. Retention takes events
 and decisions away by age; of a database on which it has run, those checks say so.
 """
 
