@@ -1,18 +1,15 @@
 """The shapes of the wire: request bodies, and answers as JSON."""
 
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
+from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from kernel.domain.errors import InvalidRequestError
 from kernel.domain.scopes import SCOPE_PATTERN, normalise
+from service.direct_route import DirectRoute
 
 
 class Body(BaseModel):
@@ -27,36 +24,9 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _StrictRequest(Request):
-    """Reads JSON as RFC 8259 has it: no NaN, no infinity, no lone surrogates, valid UTF-8."""
-
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            self._json = orjson.loads(await self.body())
-        return self._json
-
-
-class StrictRoute(APIRoute):
-    """A route whose bodies are strict JSON."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            strict = _StrictRequest(request.scope, request.receive)
-            try:
-                # Read here, because FastAPI calls whatever goes wrong while it reads "an error parsing the body".
-                await strict.body()
-            except ClientDisconnect as error:
-                raise InvalidRequestError("body: the connection ended before it did", field="body") from error
-            return await handler(strict)
-
-        return handle
-
-
 def make_router(tag: str) -> APIRouter:
     """A router for one resource."""
-    return APIRouter(tags=[tag], route_class=StrictRoute)
+    return APIRouter(tags=[tag], route_class=DirectRoute)
 
 
 class Json(Response):
