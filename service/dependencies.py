@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 from fastapi import Depends, Request
 
+from kernel.commands.run_graph import RunGraphCommand
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
@@ -42,6 +43,7 @@ class Services:
     active_runs: ActiveRuns
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     request_span: RequestSpans | None = None
+    run_graph: type[RunGraphCommand] = RunGraphCommand
 
 
 async def services_of(request: Request) -> Services:

@@ -27,6 +27,7 @@ def tools_of(services: Services) -> InvokeTool:
                     idempotency_key=call.key,
                     surface=Surface.GRAPHSPEC_V2,
                     parent_node_id=call.node_id,
+                    trace_parent=call.trace_parent,
                     cancel_when_abandoned=False,
                 ),
             )

@@ -169,6 +169,7 @@ class GraphWorker:
 
     async def _execute(self, held: _Held) -> None:
         principal, claimed, pause = _tenant(held.tenant_id), held.claimed, LOOK_S
+        structlog.contextvars.bind_contextvars(tenant_id=str(held.tenant_id), run_id=str(claimed.run_id))
         try:
             while True:
                 try:
@@ -262,7 +263,7 @@ async def working(services: Services, database_url: str) -> AsyncIterator[GraphW
         completions = CompleteWorkCommand(services.database, services.wakeups)
         worker = GraphWorker(
             services,
-            RunGraphCommand(services.database, graphs, checkpoints, completions),
+            services.run_graph(services.database, graphs, checkpoints, completions),
             lease_s=settings.graph_lease_s,
         )
         await worker.start()

@@ -6,11 +6,10 @@ import signal
 from prometheus_client import REGISTRY
 
 from kernel import metrics
-from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 from service.loops import loops_of
 from service.metrics_port import metrics_of
-from service.runtime import NoDatabaseError, Progress
+from service.runtime import Instruments, NoDatabaseError, Progress, instruments_of
 from service.settings import Settings
 
 
@@ -29,14 +28,17 @@ async def reconcile(settings: Settings, progress: Progress) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     with metrics_of(settings):
-        await _run(settings, settings.database_url, stopping, progress)
+        async with instruments_of(settings) as instruments:
+            await _run(settings, settings.database_url, instruments, stopping, progress)
 
 
-async def _run(settings: Settings, database_url: str, stopping: asyncio.Event, progress: Progress) -> None:
-    database = Database(database_url, pool_size=settings.database_pool_size)
+async def _run(
+    settings: Settings, database_url: str, instruments: Instruments, stopping: asyncio.Event, progress: Progress
+) -> None:
+    database = instruments.database(database_url, pool_size=settings.database_pool_size)
     metrics.DB_POOL_IN_USE.set_function(database.in_use)
     wakeups = Wakeups(database, stopping)
-    loops = loops_of(settings, database, wakeups)
+    loops = loops_of(settings, database, wakeups, instruments.loop_body)
     for loop in loops:
         await loop.start()
     progress(f"reconciling with {len(loops)} loops")

@@ -12,12 +12,14 @@ import structlog
 from prometheus_client import REGISTRY
 
 from kernel import metrics
+from kernel.commands.run_graph import RunGraphCommand
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.domain.errors import DatabaseUnavailableError
 from kernel.policy.bundle import SCOPE, SigningKey
 from kernel.policy.opa import Cause, OpaEngine, from_url
+from kernel.reconcilers.loop import Pass
 from kernel.store import migrate
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
@@ -46,6 +48,10 @@ class NoTracingError(Exception):
     """Traces are wanted, and what makes them is not installed."""
 
 
+def _as_it_is(_name: str, body: Pass) -> Pass:
+    return body
+
+
 @dataclass(frozen=True, slots=True)
 class Instruments:
     """What the parts are made of: as they are, or in the forms that are traced."""
@@ -54,6 +60,8 @@ class Instruments:
     engine: type[OpaEngine] = OpaEngine
     pipeline: type[SpawnPipeline] = SpawnPipeline
     request_span: RequestSpans | None = None
+    run_graph: type[RunGraphCommand] = RunGraphCommand
+    loop_body: Callable[[str, Pass], Pass] = _as_it_is
 
 
 UNTRACED = Instruments()
@@ -75,7 +83,14 @@ async def instruments_of(settings: Settings) -> AsyncIterator[Instruments]:
         raise NoTracingError(f"REMIT_TRACING needs the extra `otel`: there is no {error.name}") from error
     provider = tracing.export_spans()
     try:
-        yield Instruments(tracing.TracedDatabase, tracing.TracedEngine, tracing.TracedPipeline, tracing.request_span)
+        yield Instruments(
+            database=tracing.TracedDatabase,
+            engine=tracing.TracedEngine,
+            pipeline=tracing.TracedPipeline,
+            request_span=tracing.request_span,
+            run_graph=tracing.TracedRunGraph,
+            loop_body=tracing.TracedPass,
+        )
     finally:
         await tracing.flush(provider)
 
@@ -224,6 +239,7 @@ async def services_of(
             active_runs=active_runs,
             stopping=stopping,
             request_span=instruments.request_span,
+            run_graph=instruments.run_graph,
         )
     finally:
         watching.cancel()

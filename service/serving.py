@@ -21,7 +21,7 @@ from service import graph_worker, runtime
 from service.app import make_app, wrap
 from service.dependencies import Services
 from service.loops import loops_of
-from service.runtime import Progress
+from service.runtime import Instruments, Progress
 from service.settings import Settings
 from service.tokens import write_private
 
@@ -105,7 +105,7 @@ async def serve(
             runtime.services_of(settings, database_url, engine, stopping, instruments)
         )
         if reconcile:
-            await stack.enter_async_context(_running(services))
+            await stack.enter_async_context(_running(services, instruments))
             await stack.enter_async_context(graph_worker.working(services, database_url))
         server = Server(make_app(services, delivery), services)
         ending.serving = True
@@ -153,8 +153,8 @@ class Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _running(services: Services) -> AsyncIterator[None]:
-    loops = loops_of(services.settings, services.database, services.wakeups)
+async def _running(services: Services, instruments: Instruments) -> AsyncIterator[None]:
+    loops = loops_of(services.settings, services.database, services.wakeups, instruments.loop_body)
     for loop in loops:
         await loop.start()
     try:

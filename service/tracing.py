@@ -1,5 +1,8 @@
 """Traces by OpenTelemetry: a span for the request, and beneath it those of its decisions and transactions.
 
+Work without a request has spans, too: each execution of a graph, in the trace of whoever started its run, and each pass
+of a loop that found something to do.
+
 Imported only where REMIT_TRACING is on, so that neither the package nor its cost is there otherwise. Whither spans
 go, and which are sampled, is said in OpenTelemetry's own `OTEL_*` variables. A span names what was asked and how it
 went; never a token, never a payload.
@@ -7,11 +10,12 @@ went; never a token, never a payload.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource, get_aggregated_resources
@@ -21,14 +25,19 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, f
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from kernel import metrics
+from kernel.commands.claim_work import ClaimedRun
+from kernel.commands.run_graph import RunGraphCommand
 from kernel.commands.spawning.order import SpawnOrder
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.verdicts import Outcome
 from kernel.domain.errors import RemitError
+from kernel.domain.principal import Principal
+from kernel.domain.run import RunStatus
 from kernel.policy.contract import DecisionInput
 from kernel.policy.engine import Evaluated
 from kernel.policy.opa import OpaEngine
-from kernel.store.engine import Database, WriteSession
+from kernel.reconcilers.loop import Counts, Pass
+from kernel.store.engine import Database, ReadSession, WriteSession
 
 # Probes, scrapes and OPA's polls come by the second, and nobody asks where their time went.
 UNTRACED = ("/livez", "/readyz", "/metrics", "/policies/")
@@ -62,7 +71,7 @@ class RequestSpan:
     @property
     def trace_id(self) -> str:
         """The trace's id, as the headers have it."""
-        return format_trace_id(self.span.get_span_context().trace_id)
+        return _trace_id(self.span)
 
     def answered(self, method: str, route: str, status: int) -> None:
         """Say what the request was, by the template of its route, and how it went."""
@@ -94,9 +103,8 @@ def request_span(scope: MutableMapping[str, Any]) -> Iterator[RequestSpan | None
             *((name, value) for name, value in headers if name != b"traceparent"),
             (b"traceparent", _traceparent().encode("latin-1")),
         ]
-        request = RequestSpan(span)
-        with metrics.exemplified(request.trace_id) if span.is_recording() else nullcontext():
-            yield request
+        with _example_of(span):
+            yield RequestSpan(span)
 
 
 class TracedEngine(OpaEngine):
@@ -126,18 +134,21 @@ class TracedEngine(OpaEngine):
 
 
 class TracedDatabase(Database):
-    """A database whose transactions are spans, as far as they belong to a request."""
+    """A database whose transactions are spans, as far as they belong to something that is traced."""
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[WriteSession]:
         """Borrow a connection and hold a transaction around the block."""
-        if not trace.get_current_span().is_recording():
+        with _transaction():
             async with super().write() as session:
                 yield session
-            return
-        with _part("transaction", {"db.system.name": "postgresql"}):
-            async with super().write() as session:
-                yield session
+
+    @asynccontextmanager
+    async def write_on(self, session: ReadSession) -> AsyncIterator[WriteSession]:
+        """Hold a transaction around the block, on a connection that is kept beyond it for the sake of what is on it."""
+        with _transaction():
+            async with super().write_on(session) as writing:
+                yield writing
 
 
 class TracedPipeline(SpawnPipeline):
@@ -167,6 +178,57 @@ class TracedPipeline(SpawnPipeline):
                     other.end()
 
 
+class TracedRunGraph(RunGraphCommand):
+    """Executions of graphs as spans, in the trace of the call that started the run; what they spawn continues it."""
+
+    async def execute(self, principal: Principal, claimed: ClaimedRun) -> RunStatus | None:
+        """Run it to its end, wherever it was left."""
+        given = claimed.context.get("traceparent")
+        above = _propagator.extract({"traceparent": str(given)} if given is not None else {})
+        asked: dict[str, str | int] = {
+            "remit.run_id": str(claimed.run_id),
+            "remit.agent": claimed.agent_slug,
+            "remit.attempt": claimed.attempt,
+        }
+        with (
+            _tracer.start_as_current_span(
+                "graph", context=above, kind=SpanKind.CONSUMER, attributes=asked, **_QUIETLY
+            ) as span,
+            _example_of(span),
+        ):
+            structlog.contextvars.bind_contextvars(trace_id=_trace_id(span))
+            ours = replace(claimed, context={**claimed.context, "traceparent": _traceparent()})
+            status = await super().execute(principal, ours)
+            # Without a status it was left: to another process, or because it is cancelled.
+            span.set_attribute("remit.status", status if status is not None else "left")
+            return status
+
+
+@dataclass(frozen=True, slots=True)
+class TracedPass:
+    """The body of a loop, whose passes are spans where they find something to do."""
+
+    name: str
+    body: Pass
+
+    async def run_once(self) -> Counts:
+        """Do what there is to do now, and return."""
+        # Ended by hand: what is not ended is not sent, and a look that finds nothing is no news.
+        span = _tracer.start_span(f"loop {self.name}")
+        with trace.use_span(span, end_on_exit=False, **_QUIETLY):
+            try:
+                counts = await self.body.run_once()
+            except Exception as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(StatusCode.ERROR)
+                span.end()
+                raise
+        if counts.total:
+            span.set_attribute("remit.settled", counts.total)
+            span.end()
+        return counts
+
+
 # An exception's text may hold what a caller sent: its type is enough, and the log has the rest.
 _QUIETLY: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
 
@@ -181,6 +243,21 @@ def _part(name: str, attributes: dict[str, str | int]) -> Iterator[Span]:
             if not isinstance(error, RemitError) or error.code.endswith("_unavailable"):
                 span.set_status(StatusCode.ERROR)
             raise
+
+
+def _transaction() -> AbstractContextManager[Span | None]:
+    if not trace.get_current_span().is_recording():
+        return nullcontext()
+    return _part("transaction", {"db.system.name": "postgresql"})
+
+
+def _trace_id(span: Span) -> str:
+    return format_trace_id(span.get_span_context().trace_id)
+
+
+def _example_of(span: Span) -> AbstractContextManager[None]:
+    """What is measured within has this trace as its example, where the trace is kept at all."""
+    return metrics.exemplified(_trace_id(span)) if span.is_recording() else nullcontext()
 
 
 def _traceparent() -> str:

@@ -33,12 +33,15 @@ async def work(settings: Settings, progress: Progress) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         stack.enter_context(metrics_of(settings))
+        instruments = await stack.enter_async_context(runtime.instruments_of(settings))
         database_url = await stack.enter_async_context(runtime.database_of(settings, progress, embedded=False))
         delivery = await stack.enter_async_context(runtime.policy_of(settings, progress))
         engine = await stack.enter_async_context(
-            runtime.engine_of(settings, delivery, settings.bundle_url or "", progress)
+            runtime.engine_of(settings, delivery, settings.bundle_url or "", progress, instruments)
         )
-        services = await stack.enter_async_context(runtime.services_of(settings, database_url, engine, stopping))
+        services = await stack.enter_async_context(
+            runtime.services_of(settings, database_url, engine, stopping, instruments)
+        )
         await stack.enter_async_context(working(services, database_url))
         progress("executing graphs")
         await stopping.wait()

@@ -5,8 +5,6 @@ dies is simply started again. Several may drain the same fence at once: each chu
 tree, and each run is counted by the one that changed it.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -130,7 +128,7 @@ class Drain:
         aftermath = Aftermath()
         seconds: float | None = None
         waiting: list[UUID] = []
-        async with _transaction(session) as writing:
+        async with self._database.write_on(session) as writing:
             tree = await trees.lock_one(writing, target.tenant_id, target.root_run_id)
             changed = await drains.cancel(writing, target, part, seq=tree.seq + 1, keep_ids=keep_ids)
             if changed.runs < part.size and target.fence.grace_until is not None:
@@ -165,10 +163,3 @@ async def _count(session: WriteSession, tree: LockedTree, target: OpenFence, cha
         tallies = {group_id: (0, count) for group_id, count in changed.groups.items() if group_id not in closed}
         aftermath.add(await count_endings(session, tree, tallies, seq=seq))
     return aftermath
-
-
-@asynccontextmanager
-async def _transaction(session: ReadSession) -> AsyncIterator[WriteSession]:
-    """A transaction on a connection that is kept beyond it, for the sake of the list of runs on it."""
-    async with session.driver.transaction():
-        yield WriteSession(session.core, session.driver)

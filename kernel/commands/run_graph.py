@@ -110,6 +110,7 @@ def _lineage(tenant_id: UUID, claimed: ClaimedRun, surface: str) -> Lineage:
         spawn_key=context["spawn_key"],
         orchestration_group_id=context["orchestration_group_id"],
         surface=surface,
+        trace_parent=context.get("traceparent"),
     )
 
 

@@ -70,6 +70,7 @@ class Lineage:
     spawn_key: str | None
     orchestration_group_id: UUID | None
     surface: str
+    trace_parent: str | None = None
 
     def document(self) -> dict[str, Any]:
         """The lineage as JSON."""

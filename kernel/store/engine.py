@@ -119,6 +119,12 @@ class Database:
             await transaction.commit()
 
     @asynccontextmanager
+    async def write_on(self, session: ReadSession) -> AsyncIterator[WriteSession]:
+        """Hold a transaction around the block, on a connection that is kept beyond it for the sake of what is on it."""
+        async with session.driver.transaction():
+            yield WriteSession(session.core, session.driver)
+
+    @asynccontextmanager
     async def _borrow(self) -> AsyncIterator[tuple[AsyncConnection, asyncpg.Connection]]:
         try:
             core = await self.engine.connect()

@@ -118,6 +118,7 @@ def _order(
         timeout_s=timeout_s,
         join=join,
         background=background,
+        trace_parent=visit.lineage.trace_parent,
     )
 
 

@@ -20,6 +20,7 @@ async def tool_call(visit: Visit) -> Outcome:
             input=given,
             key=f"{visit.node.id}:{visit.iteration}:{mark}",
             node_id=visit.node.id,
+            trace_parent=visit.lineage.trace_parent,
         )
     )
     return Outcome(output)

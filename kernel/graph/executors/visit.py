@@ -42,6 +42,7 @@ class ToolCall:
     input: dict[str, Any]
     key: str
     node_id: str
+    trace_parent: str | None = None
 
 
 InvokeTool = Callable[[ToolCall], Awaitable[Any]]

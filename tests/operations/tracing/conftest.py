@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -17,6 +18,9 @@ from kernel.policy.bundle import SigningKey
 from kernel.policy.opa import from_url
 from service import tracing
 from service.app import make_app
+from service.dependencies import Services
+from service.graph_worker import working
+from service.loops import loops_of
 from service.policy_delivery import BundlePublisher, OpaStatuses
 from service.runtime import Instruments, PolicyDelivery, services_of
 from service.serving import Server, listen, url_of
@@ -24,7 +28,14 @@ from service.settings import Settings
 from tests.conftest import Servers
 from tests.kit import ADMIN_TOKEN, Api, Kit
 
-INSTRUMENTS = Instruments(tracing.TracedDatabase, tracing.TracedEngine, tracing.TracedPipeline, tracing.request_span)
+INSTRUMENTS = Instruments(
+    database=tracing.TracedDatabase,
+    engine=tracing.TracedEngine,
+    pipeline=tracing.TracedPipeline,
+    request_span=tracing.request_span,
+    run_graph=tracing.TracedRunGraph,
+    loop_body=tracing.TracedPass,
+)
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +55,18 @@ def spans(exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     exporter.clear()
 
 
+@dataclass(frozen=True)
+class TracedService:
+    """An API that is traced, and the parts that it is made of."""
+
+    url: str
+    services: Services
+
+
 @pytest.fixture(scope="session")
-async def traced_url(
+async def traced_service(
     servers: Servers, database_url: str, exporter: InMemorySpanExporter, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[str]:
+) -> AsyncIterator[TracedService]:
     directory = tmp_path_factory.mktemp("traced")
     settings = Settings(data_dir=directory, admin_token=ADMIN_TOKEN, spawn_lanes=1)
     stopping = asyncio.Event()
@@ -62,16 +81,35 @@ async def traced_url(
         listener = listen("127.0.0.1", 0)
         server = Server(make_app(services, PolicyDelivery(publisher, OpaStatuses(), "bundle-token")), services)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        yield url_of(listener)
+        yield TracedService(url_of(listener), services)
         stopping.set()
         server.should_exit = True
         await serving
 
 
 @pytest.fixture(scope="session")
-async def traced_api(traced_url: str) -> AsyncIterator[Api]:
-    async with httpx2.AsyncClient(base_url=traced_url, timeout=30.0) as client:
+async def traced_api(traced_service: TracedService) -> AsyncIterator[Api]:
+    async with httpx2.AsyncClient(base_url=traced_service.url, timeout=30.0) as client:
         yield Api(client, ADMIN_TOKEN)
+
+
+@pytest.fixture
+async def traced_worker(traced_service: TracedService, database_url: str) -> AsyncIterator[None]:
+    """Graphs are executed for as long as the test lasts."""
+    async with working(traced_service.services, database_url):
+        yield
+
+
+@pytest.fixture
+async def traced_loops(traced_service: TracedService) -> AsyncIterator[None]:
+    """The loops go round for as long as the test lasts."""
+    services = traced_service.services
+    loops = loops_of(services.settings, services.database, services.wakeups, INSTRUMENTS.loop_body)
+    for loop in loops:
+        await loop.start()
+    yield
+    for loop in loops:
+        await loop.stop()
 
 
 @pytest.fixture

@@ -6,9 +6,13 @@ import subprocess
 import sys
 
 import httpx2
+import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from service.dependencies import Services
+from service.graph_worker import working
+from tests.graphs import Definition, ended, graph, graph_agent, node, play
 from tests.kit import Kit, Run, done
 
 
@@ -100,6 +104,96 @@ async def test_a_childs_child_is_in_the_trace_of_the_first_call(traced: Kit, spa
     assert len(spawns) == 2
     below = max(spawns, key=lambda span: span.start_time or 0)
     assert parent_of(below) in {span_of(span) for span in spawns}
+
+
+def fan_out() -> Definition:
+    """A graph that spawns one, calls a tool, and waits for the one."""
+    return graph(
+        [
+            node("one", "spawn_run", target_agent_slug="worker", scope_subset=["read"]),
+            node("call", "tool_call", tool_slug="ask"),
+        ],
+        "start -> one",
+        "one -> call",
+        "call -> end",
+    )
+
+
+async def graph_that_spawns(kit: Kit) -> str:
+    await kit.agent("worker")
+    tool = {
+        "slug": "ask",
+        "name": "Ask",
+        "implementation_type": "agent_call",
+        "config": {"target_agent_slug": "worker"},
+    }
+    done(await kit.api.post("/tools", tool))
+    return await graph_agent(kit, fan_out())
+
+
+async def started_with(kit: Kit, agent_id: str, traceparent: str) -> str:
+    body = {"requested_scopes": ["agents.execute", "read"]}
+    run_id: str = done(await kit.api.post(f"/agents/{agent_id}/runs", body, traceparent=traceparent))["run_id"]
+    return run_id
+
+
+async def test_a_graph_and_all_that_it_spawns_and_calls_is_in_the_trace_of_the_call_that_started_it(
+    traced: Kit, spans: InMemorySpanExporter, traced_worker: None
+) -> None:
+    trace_id, header = a_traceparent()
+    run_id = await started_with(traced, await graph_that_spawns(traced), header)
+    children = await play(traced, "completed", "completed")
+    assert (await ended(traced, run_id))["status"] == "completed"
+    async with asyncio.timeout(10):
+        while not [span for span in of_trace(spans, trace_id) if span.name == "graph"]:  # noqa: ASYNC110 - it ends later
+            await asyncio.sleep(0.02)
+    found = of_trace(spans, trace_id)
+    execution = named(found, "graph")
+    assert parent_of(execution) == span_of(named(found, "POST /agents/{agent_id}/runs"))
+    assert execution.attributes is not None
+    assert execution.attributes["remit.run_id"] == run_id
+    assert execution.attributes["remit.status"] == "completed"
+    # Both children, the one of the node and the one of the tool, go on where their graph was.
+    below = f"00-{trace_id}-{span_of(execution):016x}-01"
+    assert [child["context"]["traceparent"] for child in children] == [below, below]
+    batches = [span for span in found if span.name == "spawn"]
+    assert [parent_of(batch) for batch in batches] == [span_of(execution)] * 2
+    under = {parent_of(span) for span in found if span.name in {"decision", "transaction"}}
+    assert {span_of(batch) for batch in batches} <= under
+    assert span_of(execution) in under
+
+
+@pytest.mark.usefixtures("traced_loops")
+async def test_a_pass_that_drains_is_a_trace_and_one_that_finds_nothing_is_none(
+    traced: Kit, spans: InMemorySpanExporter
+) -> None:
+    root, _ = await traced.team(max_fanout=200, max_children_total=200)
+    done(await traced.spawn_group(root, "many", 150))
+    api = traced.api.acting_with(root.token)
+    body = {"caller_run_id": root.run_id, "run_id": root.run_id, "wait_s": 20}
+    assert done(await api.post("/internal/orchestration/cancel-subtree", body))["state"] == "drained"
+    drain: list[ReadableSpan] = []
+    async with asyncio.timeout(10):
+        while not drain:
+            await asyncio.sleep(0.02)
+            drain = [span for span in spans.get_finished_spans() if span.name == "loop drain_cancellations"]
+    assert len(drain) == 1
+    assert drain[0].attributes is not None
+    assert drain[0].attributes["remit.settled"] == 152, "the runs and their fence"
+    assert parent_of(drain[0]) is None
+    assert "transaction" in {span.name for span in of_trace(spans, trace_of(drain[0]))}
+    assert not [span for span in spans.get_finished_spans() if span.name.startswith("loop time_out")]
+
+
+async def test_without_tracing_a_graph_hands_down_the_traceparent_that_its_run_was_started_with(
+    kit: Kit, services: Services, database_url: str
+) -> None:
+    _, header = a_traceparent()
+    async with working(services, database_url):
+        run_id = await started_with(kit, await graph_that_spawns(kit), header)
+        children = await play(kit, "completed", "completed")
+        assert (await ended(kit, run_id))["status"] == "completed"
+    assert [child["context"]["traceparent"] for child in children] == [header, header]
 
 
 async def test_spawns_that_share_a_batch_are_linked(traced: Kit, spans: InMemorySpanExporter) -> None:
