@@ -133,8 +133,13 @@ async def _furnish(client: httpx2.AsyncClient, service: dict[str, Any], admin: s
     return Subject(service["url"], service["pid"], data_dir, tenant_id, token, orchestrator, client)
 
 
-async def wrk(subject: Subject, callers: Sequence[str], *, connections: int, seconds: int) -> tuple[float, float]:
+async def wrk(
+    subject: Subject, callers: Sequence[str], *, connections: int, seconds: int, rate: int | None = None
+) -> tuple[float, float]:
     """Spawn single children as fast as `wrk` can, over callers in turn.
+
+    Args:
+        rate: spawns per second that arrive, however long each takes, as long as there are connections for them.
 
     Returns:
         Spawns per second, and the 99th percentile of their latency in milliseconds.
@@ -142,12 +147,19 @@ async def wrk(subject: Subject, callers: Sequence[str], *, connections: int, sec
     program = shutil.which("wrk")
     if program is None:
         raise RuntimeError("wrk is not installed: apt-get install wrk")
-    runs = subject.data_dir / "callers.txt"
+    paced = {"LOAD_RATE": str(rate)} if rate is not None else {}
+    runs = subject.data_dir / f"callers-{uuid.uuid4().hex}.txt"
     runs.write_text("\n".join(callers))
     process = await asyncio.create_subprocess_exec(
         *(program, "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", str(REPOSITORY / "load/spawn.lua")),
         subject.url,
-        env={**os.environ, "LOAD_CALLERS": str(runs), "LOAD_TOKEN": subject.token, "LOAD_SALT": uuid.uuid4().hex},
+        env={
+            **os.environ,
+            "LOAD_CALLERS": str(runs),
+            "LOAD_TOKEN": subject.token,
+            "LOAD_SALT": uuid.uuid4().hex,
+            **paced,
+        },
         stdout=asyncio.subprocess.PIPE,
     )
     out = (await process.communicate())[0].decode()
