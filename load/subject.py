@@ -79,7 +79,10 @@ class Subject:
 
     async def database(self) -> asyncpg.Connection:
         """A connection to the service's own PostgreSQL."""
-        return await asyncpg.connect(host=str(self.data_dir / "postgres"), user="remit", database="remit")
+        connection: asyncpg.Connection = await asyncpg.connect(
+            host=str(self.data_dir / "postgres"), user="remit", database="remit"
+        )
+        return connection
 
 
 @asynccontextmanager

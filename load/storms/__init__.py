@@ -1,0 +1,1 @@
+"""Storms: what many clients do to the service at once, as locust suites. One scenario a file."""

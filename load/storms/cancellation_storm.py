@@ -1,0 +1,149 @@
+"""Trees of hundreds and thousands of runs, cancelled at the root, midway, by overlapping fences, while they spawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import gevent
+
+from load.storms.arrivals import IdleError, Stream, deck
+from load.storms.client import CANCELLED, Tenant, child_of
+from load.storms.scenario import Scenario
+
+SIZES = (100, 300, 600, 1_000, 3_000)
+BRANCHES, TWIGS = 4, 2
+MOST_TREES = 30
+SURGE = 8
+GRACE_S = 1
+
+
+@dataclass
+class Tree:
+    """A tree as its client knows it: the orchestrators in it by their parents, and where fences stand."""
+
+    root: str
+    parents: dict[str, str | None]
+    size: int
+    fenced: set[str] = field(default_factory=set)
+
+    def is_covered(self, run_id: str) -> bool:
+        """Whether a fence that was answered stands over the run."""
+        above: str | None = run_id
+        while above is not None:
+            if above in self.fenced:
+                return True
+            above = self.parents[above]
+        return False
+
+
+class CancellationStorm(Scenario):
+    """Plants trees, spawns into them and cancels them, all at the same time."""
+
+    abstract = False
+    name = "cancellation_storm"
+
+    def prepare(self) -> None:
+        self.tenant = self.stage.tenant(self.name)
+        self.trees: list[Tree] = []
+        self.sizes = deck(SIZES, self.dice)
+
+    def streams(self) -> Sequence[Stream]:
+        return [
+            Stream("plant", 0.4, self.plant, evenly=True),
+            Stream("spawn", 12.0, self.spawn),
+            Stream("cancel", 0.8, self.cancel),
+            Stream("look", 4.0, self.look),
+        ]
+
+    def worked(self) -> Sequence[Tenant]:
+        return [self.tenant]
+
+    def plant(self, due: float) -> None:
+        size = self.scaled(next(self.sizes), least=BRANCHES)
+        root = self.client.start(self.tenant, due=due, stream="plant")
+        if root is None:
+            return
+        tree = Tree(root, {root: None}, size)
+        # It may be cancelled from here on, while it grows.
+        self.trees.append(tree)
+        branches = [root]
+        for _ in range(BRANCHES):
+            branches += self._branch(tree, root)
+        for branch in branches[1 : TWIGS + 1]:
+            branches += self._branch(tree, branch)
+        for branch in branches:
+            covered = tree.is_covered(branch)
+            answer = self.client.spawn_group(self.tenant, branch, max(1, size // len(branches)), expect=CANCELLED)
+            self._hold(tree, branch, covered, ok=answer.ok, what="spawned a group")
+        if len(self.trees) > MOST_TREES:
+            self.trees.pop(0)
+
+    def spawn(self, due: float) -> None:
+        tree = self._tree()
+        self._spawn_into(tree, due=due)
+
+    def cancel(self, due: float) -> None:
+        tree = self._tree()
+        others = [run_id for run_id in tree.parents if run_id != tree.root]
+        midway = self.dice.choice(others or [tree.root])
+        surge = [gevent.spawn(self._spawn_into, tree) for _ in range(SURGE)]
+        match self.dice.choices(("root", "midway", "below", "overlapping", "grace"), (3, 3, 1, 3, 1))[0]:
+            case "root":
+                self._fence(tree, tree.root, due=due)
+            case "midway":
+                self._fence(tree, midway, due=due)
+            case "below":
+                # The run itself stays active, and what it spawns from now on stays, too.
+                self._fence(tree, midway, due=due, include_root=False)
+            case "overlapping":
+                above = tree.parents[midway] or tree.root
+                fences = [gevent.spawn(self._fence, tree, run_id) for run_id in (tree.root, above, midway)]
+                self._fence(tree, midway, due=due)
+                gevent.joinall(fences, raise_error=True)
+            case _:
+                self._fence(tree, midway, due=due, grace_s=GRACE_S)
+        gevent.joinall(surge, raise_error=True)
+
+    def look(self, due: float) -> None:
+        tree = self._tree()
+        run_id = self.dice.choice(list(tree.parents))
+        covered = tree.is_covered(run_id)
+        answer = self.client.run(self.tenant, run_id, due=due, stream="look")
+        if covered and answer.ok and answer.body["status"] in ("queued", "running", "paused"):
+            self.tally.find("effective status", f"{run_id} reads as {answer.body['status']} under a fence")
+
+    def _tree(self) -> Tree:
+        if not self.trees:
+            raise IdleError
+        return self.dice.choice(self.trees)
+
+    def _branch(self, tree: Tree, parent: str) -> list[str]:
+        covered = tree.is_covered(parent)
+        answer = self.client.spawn(self.tenant, parent, "orchestrator", expect=CANCELLED)
+        self._hold(tree, parent, covered, ok=answer.ok, what="spawned a branch")
+        if not answer.ok:
+            return []
+        tree.parents[child_of(answer)] = parent
+        return [child_of(answer)]
+
+    def _spawn_into(self, tree: Tree, *, due: float | None = None) -> None:
+        parent = self.dice.choice(list(tree.parents))
+        covered = tree.is_covered(parent)
+        stream = "spawn" if due is not None else None
+        answer = self.client.spawn(self.tenant, parent, due=due, stream=stream, expect=CANCELLED)
+        self._hold(tree, parent, covered, ok=answer.ok, what="spawned a run")
+
+    def _fence(
+        self, tree: Tree, run_id: str, *, due: float | None = None, include_root: bool = True, grace_s: int = 0
+    ) -> None:
+        terms = {"include_root": include_root, "grace_s": grace_s}
+        stream = "cancel" if due is not None else None
+        answer = self.client.cancel(
+            self.tenant, tree.root, run_id, terms=terms, due=due, stream=stream, expect=CANCELLED
+        )
+        if answer.ok and include_root and not grace_s:
+            tree.fenced.add(run_id)
+
+    def _hold(self, tree: Tree, run_id: str, covered: bool, *, ok: bool, what: str) -> None:
+        """What was sent after a fence over it had been answered must have been refused."""
+        if covered and ok:
+            self.tally.find("escape", f"{run_id} of tree {tree.root} {what} under a fence that had been answered")

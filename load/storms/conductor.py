@@ -1,0 +1,159 @@
+"""What locust is told: the options of a storm, what happens before its users come, and after they have gone.
+
+Locust runs on gevent, which the audit would block; it is a process of its own, and its verdict is locust's exit code.
+"""
+
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import gevent
+import orjson
+from locust import events
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import STATE_RUNNING, MasterRunner, Runner, WorkerRunner
+
+from load.storms.ledger import Ledger
+from load.storms.profiles import PROFILES
+from load.storms.scenario import Scenario
+from load.storms.stage import Stage
+from load.storms.storming import Storming
+from load.storms.verdict import OBSERVED
+from load.storms.watch import Watch
+
+REPOSITORY = Path(__file__).parents[2]
+POLL_S = 0.1
+FAILED, BROKEN = 1, 2
+
+
+def add_options(parser: LocustArgumentParser, **_: object) -> None:
+    """The options that every storm understands, beside locust's own."""
+    own = parser.add_argument_group("Storm options", "and --profile: " + ", ".join(PROFILES))
+    own.add_argument("--data-dir", default=".remit", help="the service's: its URL, token and database are found there")
+    own.add_argument("--admin-token-file", help="a file with the admin's token, instead of the data directory's")
+    own.add_argument("--database", help="the URL of the service's PostgreSQL, instead of the data directory's")
+    own.add_argument("--report-dir", default="", help="where the report goes (load/results/storms/…)")
+    own.add_argument("--seconds", type=float, default=60.0, help="how long calls arrive")
+    own.add_argument("--most", type=int, default=1_000_000, help="how many may arrive, of each kind and user")
+    own.add_argument("--pace", type=float, default=1.0, help="multiplies the rates")
+    own.add_argument("--scale", type=float, default=1.0, help="multiplies the sizes: of trees, groups, depths")
+    own.add_argument("--in-flight", type=int, help="calls that one user waits for at once, instead of the profile's")
+    own.add_argument("--workers", type=int, help="workers that claim and complete, instead of the profile's")
+    own.add_argument("--drain-s", type=float, default=30.0, help="how long fences may stay open after the last call")
+    own.add_argument("--tolerance", type=float, default=3.0, help="by which factor calls beside others may be slower")
+    own.add_argument("--max-rss-mib", type=float, default=300.0, help="what the service's process may take")
+
+
+def apply_profile(environment: Environment, runner: Runner, **_: object) -> None:
+    """As many users as the profile has, unless it was said how many."""
+    if isinstance(runner, MasterRunner | WorkerRunner):
+        sys.exit("a storm runs in one process: its acknowledged calls are held against the database as one list")
+    options = _options(environment)
+    if (options.profile or "default") not in PROFILES:
+        sys.exit(f"--profile is one of {', '.join(PROFILES)}")
+    profile = PROFILES[options.profile or "default"]
+    options.num_users = options.num_users or profile.users
+    options.spawn_rate = options.spawn_rate or options.num_users
+    # Users end by themselves; those that are stopped before may hear their last answers.
+    environment.stop_timeout = environment.stop_timeout or 10.0
+    if not environment.host and not options.host:
+        service = Path(options.data_dir, "service.json")
+        if not service.exists():
+            sys.exit(f"no --host, and no service runs in {options.data_dir}: start it with `remit up`")
+        environment.host = orjson.loads(service.read_bytes())["url"]
+
+
+def begin(environment: Environment, **_: object) -> None:
+    """Make ready what the users share."""
+    options = _options(environment)
+    profile = PROFILES[options.profile or "default"]
+    host = (environment.host or options.host).rstrip("/")
+    token_file = Path(options.admin_token_file or Path(options.data_dir, "admin-token"))
+    directory = Path(options.report_dir or REPOSITORY / f"load/results/storms/{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    directory.mkdir(parents=True, exist_ok=True)
+    storming = Storming(
+        host=host,
+        stage=Stage(host, token_file.read_text().strip()),
+        ledger=Ledger(directory),
+        directory=directory,
+        profile=options.profile or "default",
+        seconds=options.seconds,
+        most=options.most,
+        pace=options.pace,
+        scale=options.scale,
+        in_flight=options.in_flight or profile.in_flight,
+        users=options.num_users,
+        workers=options.workers if options.workers is not None else profile.workers,
+        tolerance=options.tolerance,
+        watch=Watch(Path(options.data_dir, "service.json"), directory),
+    )
+    storming.begin(environment)
+    storming.watch.start()
+    gevent.spawn(_end_when_all_are_done, environment)
+
+
+def judge(environment: Environment, **_: object) -> None:
+    """Write down what was seen, and have it judged."""
+    options, storming = _options(environment), Storming.of(environment)
+    storming.watch.stop()
+    for user_class in environment.user_classes:
+        if issubclass(user_class, Scenario) and user_class.name in storming.tallies:
+            user_class.promise(storming)
+    storming.ledger.close()
+    (storming.directory / OBSERVED).write_bytes(orjson.dumps(storming.told(), option=orjson.OPT_INDENT_2))
+    database = options.database or _embedded(Path(options.data_dir))
+    judging = subprocess.run(
+        [
+            *(sys.executable, "-m", "load.storms.judge", str(storming.directory), "--database", database),
+            *("--drain-s", str(options.drain_s), "--max-rss-mib", str(options.max_rss_mib)),
+        ],
+        cwd=REPOSITORY,
+        check=False,
+    )
+    environment.process_exit_code = judging.returncode
+
+
+def judge_what_was_interrupted(environment: Environment, **_: object) -> None:
+    """A run that is interrupted is judged, too: stopping it does that."""
+    if environment.runner is not None:
+        environment.runner.stop()
+    if environment.process_exit_code is None:
+        # It never got as far as a verdict, and must not look as if it had.
+        environment.process_exit_code = BROKEN
+
+
+def _end_when_all_are_done(environment: Environment) -> None:
+    runner = environment.runner
+    assert runner is not None
+    started = time.perf_counter()
+    while runner.user_count or runner.state != STATE_RUNNING:
+        gevent.sleep(POLL_S)
+        if not runner.user_count and time.perf_counter() - started > 30 and runner.state != STATE_RUNNING:
+            break
+    if _options(environment).headless:
+        runner.quit()
+    else:
+        runner.stop()
+
+
+def _embedded(data_dir: Path) -> str:
+    return f"postgresql://remit@/remit?host={data_dir.absolute() / 'postgres'}"
+
+
+def _options(environment: Environment) -> Namespace:
+    options = environment.parsed_options
+    assert isinstance(options, Namespace)
+    return options
+
+
+def conduct() -> None:
+    """Have locust tell of what happens."""
+    events.init_command_line_parser.add_listener(add_options)
+    events.init.add_listener(apply_profile)
+    events.test_start.add_listener(begin)
+    events.test_stop.add_listener(judge)
+    events.quitting.add_listener(judge_what_was_interrupted)

@@ -1,0 +1,121 @@
+"""Thousands of completions that come at once to groups with a quorum, or with room for one success."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import gevent
+
+from load.storms.arrivals import IdleError, Stream, deck
+from load.storms.client import CANCELLED
+from load.storms.scenario import Scenario
+
+SIZES = (500, 1_000, 2_000)
+QUORUM, FAILING = 0.6, 0.1
+BURST = 50
+WAITING = 3
+WAIT_S = 30.0
+MOST_HERDS = 12
+# What a group is decided by; a quorum above what can be reached fails.
+MODES = ("quorum", "first_success", "quorum", "fail_fast", "best_effort", "unreachable")
+
+
+@dataclass
+class Herd:
+    """A group whose members are reported by this client, in no order."""
+
+    caller: str
+    group_id: str
+    mode: str
+    left: list[str]
+    decided: tuple[str, int | None] | None = None
+    waiting: list[gevent.Greenlet] = field(default_factory=list)
+
+
+class JoinHerd(Scenario):
+    """Drives herds of members to their ends, while others wait for the decision and read it again."""
+
+    abstract = False
+    name = "join_herd"
+
+    def prepare(self) -> None:
+        self.tenant = self.stage.tenant(self.name)
+        self.herds: list[Herd] = []
+        self.sizes = deck(SIZES, self.dice)
+        self.modes = deck(range(len(MODES)), self.dice)
+
+    def streams(self) -> Sequence[Stream]:
+        return [
+            Stream("herd", 0.15, self.gather, evenly=True),
+            Stream("end", 50.0, self.end),
+            Stream("burst", 0.3, self.burst),
+            Stream("join", 3.0, self.join),
+        ]
+
+    def gather(self, due: float) -> None:
+        root = self.client.start(self.tenant, due=due, stream="herd")
+        if root is None:
+            return
+        size, mode = self.scaled(next(self.sizes), least=5), MODES[next(self.modes)]
+        terms: dict[str, object] = {"start_background": False, "join_mode": mode}
+        if mode == "unreachable":
+            terms |= {"join_mode": "quorum", "quorum_threshold": size}
+        elif mode == "quorum":
+            terms["quorum_threshold"] = max(1, int(size * QUORUM))
+        answer = self.client.spawn_group(self.tenant, root, size, terms=terms)
+        if not answer.ok:
+            return
+        members = list(answer.body["spawned_run_ids"])
+        self.dice.shuffle(members)
+        herd = Herd(root, answer.body["orchestration_group_id"], mode, members)
+        herd.waiting = [gevent.spawn(self._wait, herd) for _ in range(WAITING)]
+        self.herds.append(herd)
+        del self.herds[:-MOST_HERDS]
+        # They come as soon as there is someone to come to.
+        self._burst(herd)
+
+    def end(self, due: float) -> None:
+        herd = self._herd(unfinished=True)
+        self._end(herd, herd.left.pop(), due=due, stream="end")
+
+    def burst(self, due: float) -> None:
+        herd = self._herd(unfinished=True)
+        self._end(herd, herd.left.pop(), due=due, stream="burst")
+        self._burst(herd)
+
+    def join(self, due: float) -> None:
+        herd = self._herd()
+        answer = self.client.join(self.tenant, herd.caller, herd.group_id, due=due, stream="join", expect=CANCELLED)
+        if answer.ok:
+            self._compare(herd, answer.body)
+
+    def _burst(self, herd: Herd) -> None:
+        members = [herd.left.pop() for _ in range(min(BURST, len(herd.left)))]
+        gevent.joinall([gevent.spawn(self._end, herd, member) for member in members], raise_error=True)
+
+    def _end(self, herd: Herd, member: str, *, due: float | None = None, stream: str | None = None) -> None:
+        failing = FAILING if herd.mode in ("quorum", "best_effort", "unreachable") else 0.0
+        status = "failed" if self.dice.random() < failing else "completed"
+        self.client.report(self.tenant, member, status, due=due, stream=stream)
+
+    def _wait(self, herd: Herd) -> None:
+        answer = self.client.join(self.tenant, herd.caller, herd.group_id, wait_s=WAIT_S / 2, expect=CANCELLED)
+        if answer.ok:
+            self._compare(herd, answer.body)
+
+    def _compare(self, herd: Herd, told: Mapping[str, object]) -> None:
+        """A group is decided once, and every reader is told the same."""
+        if not told["complete"]:
+            if herd.decided is not None:
+                self.tally.find("undecided again", f"group {herd.group_id}, which was {herd.decided}")
+            return
+        seq = told["decided_seq"]
+        decided = (str(told["status"]), seq if isinstance(seq, int) else None)
+        herd.decided = herd.decided or decided
+        if herd.decided != decided:
+            self.tally.find("two decisions", f"group {herd.group_id} was {herd.decided}, and then {decided}")
+
+    def _herd(self, *, unfinished: bool = False) -> Herd:
+        herds = [herd for herd in self.herds if herd.left or not unfinished]
+        if not herds:
+            raise IdleError
+        return self.dice.choice(herds)

@@ -1,0 +1,119 @@
+"""Two hundred tenants that do a little of everything, a few of them most of it (by Zipf's law)."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from load.storms.arrivals import IdleError, Stream
+from load.storms.client import CANCELLED, Tenant
+from load.storms.scenario import Scenario
+
+TENANTS = 200
+ZIPF = 1.1
+MOST_TREES = 6
+
+
+@dataclass
+class Forest:
+    """What this user has of one tenant: roots, and groups with their callers."""
+
+    tenant: Tenant
+    roots: list[str] = field(default_factory=list)
+    groups: list[tuple[str, str]] = field(default_factory=list)
+
+
+class MixedTenants(Scenario):
+    """Every arrival is some tenant's; each tenant sees its own only."""
+
+    abstract = False
+    name = "mixed_tenants"
+
+    def prepare(self) -> None:
+        self.forests = [Forest(tenant) for tenant in self.stage.shared(self.name, self.scaled(TENANTS, least=5))]
+        ranks = range(1, len(self.forests) + 1)
+        self.weights = list(itertools.accumulate(1 / rank**ZIPF for rank in ranks))
+
+    def streams(self) -> Sequence[Stream]:
+        return [
+            Stream("start", 2.0, self.begin_tree),
+            Stream("spawn", 16.0, self.spawn),
+            Stream("group", 1.5, self.group),
+            Stream("work", 4.0, self.work),
+            Stream("join", 3.0, self.join),
+            Stream("read", 4.0, self.read),
+            Stream("cancel", 0.5, self.cancel),
+            Stream("trespass", 1.0, self.trespass),
+        ]
+
+    def begin_tree(self, due: float) -> None:
+        forest = self._draw()
+        root = self.client.start(forest.tenant, due=due, stream="start")
+        if root is not None:
+            forest.roots.append(root)
+            if len(forest.roots) > MOST_TREES:
+                self.client.report(forest.tenant, forest.roots.pop(0), "completed")
+
+    def spawn(self, due: float) -> None:
+        forest = self._draw()
+        root = self._root(forest, due, "spawn")
+        if root is not None:
+            self.client.spawn(forest.tenant, root, due=due, stream="spawn", expect=CANCELLED)
+
+    def group(self, due: float) -> None:
+        forest = self._draw()
+        root = self._root(forest, due, "group")
+        if root is None:
+            return
+        size = self.dice.choice((2, 5, 20, 100))
+        answer = self.client.spawn_group(
+            forest.tenant, root, self.scaled(size), due=due, stream="group", expect=CANCELLED
+        )
+        if answer.ok:
+            forest.groups = [*forest.groups[-MOST_TREES:], (root, answer.body["orchestration_group_id"])]
+
+    def work(self, due: float) -> None:
+        forest = self._draw()
+        for run in self.client.claim(forest.tenant, at_most=5, due=due, stream="work"):
+            self.client.complete(forest.tenant, run, "completed")
+
+    def join(self, due: float) -> None:
+        forest = self._draw_with(lambda each: bool(each.groups))
+        caller, group_id = self.dice.choice(forest.groups)
+        self.client.join(forest.tenant, caller, group_id, due=due, stream="join", expect=CANCELLED)
+
+    def read(self, due: float) -> None:
+        forest = self._draw_with(lambda each: bool(each.roots))
+        root = self.dice.choice(forest.roots)
+        self.client.query(forest.tenant, root, terms={"limit": 50}, due=due, stream="read")
+
+    def cancel(self, due: float) -> None:
+        forest = self._draw_with(lambda each: bool(each.roots))
+        root = forest.roots.pop(self.dice.randrange(len(forest.roots)))
+        self.client.cancel(forest.tenant, root, root, due=due, stream="cancel", expect=CANCELLED)
+
+    def trespass(self, due: float) -> None:
+        """Another tenant's run is one that does not exist."""
+        forest = self._draw_with(lambda each: bool(each.roots))
+        stranger = self.dice.choice([each for each in self.forests if each is not forest]).tenant
+        root = self.dice.choice(forest.roots)
+        answer = self.client.run(stranger, root, due=due, stream="trespass", expect={"not_found"})
+        if answer.ok:
+            self.tally.find("tenancy", f"tenant {stranger.tenant_id} was shown run {root} of another")
+
+    def _draw(self) -> Forest:
+        return self.dice.choices(self.forests, cum_weights=self.weights)[0]
+
+    def _draw_with(self, has: Callable[[Forest], bool]) -> Forest:
+        forest = self._draw()
+        if not has(forest):
+            raise IdleError
+        return forest
+
+    def _root(self, forest: Forest, due: float, stream: str) -> str | None:
+        """One of the tenant's roots; the first time it is started, which is then the arrival's first call."""
+        if not forest.roots:
+            root = self.client.start(forest.tenant, due=due, stream=stream)
+            if root is not None:
+                forest.roots.append(root)
+            return root
+        return self.dice.choice(forest.roots)

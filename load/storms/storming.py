@@ -1,0 +1,85 @@
+"""What the users of one run of locust share: where the service is, how hard to storm it, and what came of it."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+from locust.env import Environment
+
+from load.storms.ledger import Ledger
+from load.storms.stage import Stage
+from load.storms.tally import Tally
+from load.storms.watch import Watch
+
+
+@dataclass
+class Storming:
+    """One run, of one scenario or several.
+
+    `seconds` and `most` bound each stream in time and count; `pace` multiplies the rates, and `scale` the sizes of
+    trees, groups and the like. `in_flight` is one user's, `workers` are shared out among all `users`.
+    """
+
+    host: str
+    stage: Stage
+    ledger: Ledger
+    directory: Path
+    profile: str
+    seconds: float
+    most: int
+    pace: float
+    scale: float
+    in_flight: int
+    users: int
+    workers: int
+    tolerance: float
+    watch: Watch
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    _seeds: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _turns: Iterator[int] = field(default_factory=itertools.count)
+
+    _current: ClassVar[dict[int, "Storming"]] = {}
+
+    def begin(self, environment: Environment) -> None:
+        """Be what the users of an environment find."""
+        self._current[id(environment)] = self
+
+    @classmethod
+    def of(cls, environment: Environment) -> "Storming":
+        """The run that is under way."""
+        return cls._current[id(environment)]
+
+    def tally(self, scenario: str) -> Tally:
+        """The counts of a scenario."""
+        return self.tallies.setdefault(scenario, Tally())
+
+    def seed(self) -> int:
+        """A seed for the next user: the same storm draws the same way."""
+        return next(self._seeds)
+
+    def share_of_workers(self) -> int:
+        """How many of the workers are the next user's."""
+        turn, (each, rest) = next(self._turns) % self.users, divmod(self.workers, self.users)
+        return each + (turn < rest)
+
+    def told(self) -> dict[str, object]:
+        """All that was seen, for the verdict."""
+        return {
+            "profile": self.profile,
+            "host": self.host,
+            "users": self.users,
+            "workers": self.workers,
+            "in_flight": self.in_flight,
+            "seconds": self.seconds,
+            "pace": self.pace,
+            "scale": self.scale,
+            "began": self.began.isoformat(),
+            "ended": datetime.now(UTC).isoformat(),
+            "acknowledged_calls": self.ledger.lines,
+            "service": self.watch.told(),
+            "scenarios": {name: tally.told() for name, tally in self.tallies.items()},
+        }
