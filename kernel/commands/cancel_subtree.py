@@ -12,7 +12,7 @@ from asyncpg import exceptions as pg
 from kernel import metrics
 from kernel.commands import asking
 from kernel.commands.asking import Standing
-from kernel.commands.draining import SMALL, Drain, Progress
+from kernel.commands.draining import SMALL, Drain, Drained, Progress, drain_at_once
 from kernel.commands.fencing import set_fence
 from kernel.commands.lanes import Lanes
 from kernel.commands.spawning.refusals import count_decisions
@@ -96,11 +96,12 @@ class _Allowed:
 
 @dataclass(frozen=True, slots=True)
 class _Fenced:
-    """The fence that covers what was to be cancelled, and whether it was there before."""
+    """The fence that covers what was to be cancelled, and whether it was there before; its drain, where few are."""
 
     cancellation_id: UUID
     decision_id: UUID
     repeated: bool
+    drained: Drained | None = None
 
 
 class CancelSubtreeCommand:
@@ -212,10 +213,14 @@ class CancelSubtreeCommand:
                 count_decisions([allowed.record])
                 if not answer.repeated:
                     _count_fence(allowed, seconds)
+                if answer.drained is not None:
+                    answer.drained.tell(self._wakeups)
         return answers
 
     async def _follow(self, tree: TreeKey, request: CancelSubtree, fenced: _Fenced) -> SubtreeCancelled:
         """Drain what is small, wait for the rest as long as the caller does, and tell how far it is."""
+        if fenced.drained is not None:
+            return _told_at_once(request, fenced, fenced.drained)
         tenant_id, _ = tree
         until = monotonic() + request.wait_s
         progress = Progress()
@@ -329,7 +334,7 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
     # Statements of their own, after the lock: their snapshots are newer than the wait.
     now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
     fence = await _earlier(session, now, request)
-    repeated = fence is not None
+    repeated, drained = fence is not None, None
     if fence is None:
         now.check_caller_active(Action.CANCEL_SUBTREE)
         fence = await set_fence(
@@ -341,9 +346,26 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
             surface=request.surface,
             grace_s=request.grace_s,
         )
+        drained = await drain_at_once(session, tree, fence.cancellation_id, at_most=DRAINED_AT_ONCE)
         await trees.advance(session, tree)
     await decisions.append(session, allowed.record)
-    return _Fenced(fence.cancellation_id, allowed.record.decision_id, repeated=repeated)
+    return _Fenced(fence.cancellation_id, allowed.record.decision_id, repeated=repeated, drained=drained)
+
+
+def _told_at_once(request: CancelSubtree, fenced: _Fenced, drained: Drained) -> SubtreeCancelled:
+    return SubtreeCancelled(
+        run_id=request.run_id,
+        cancelled_count=len(drained.run_ids),
+        cancelled_run_ids=drained.run_ids,
+        scanned_count=drained.scanned,
+        include_root=request.include_root,
+        reason=request.reason,
+        cancellation_id=fenced.cancellation_id,
+        state="drained",
+        fence_seq=drained.fence.fence_seq,
+        decision_id=fenced.decision_id,
+        repeated=False,
+    )
 
 
 def _count_fence(allowed: _Allowed, seconds: float) -> None:

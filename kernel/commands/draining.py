@@ -5,6 +5,7 @@ dies is simply started again. Several may drain the same fence at once: each chu
 tree, and each run is counted by the one that changed it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -12,6 +13,7 @@ from uuid import UUID
 from kernel import metrics
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.joining import count_endings
+from kernel.domain.fences import Fence
 from kernel.domain.run import RunStatus
 from kernel.store import drains, trees
 from kernel.store.drains import Changed, Chunk, OpenFence
@@ -21,6 +23,8 @@ from kernel.wakeups import Wakeups
 
 # Under a fence that covers no more than this, the runs are listed here instead of in a temporary table.
 SMALL = 2_000
+# So many runs, the ended ones too, are looked at under the lock of the tree that a fence is set under.
+SEEN_AT_ONCE = 200
 # So many runs may be waiting for a grace to end before it is no longer watched whether they all end sooner.
 MAX_WATCHED = 2_000
 
@@ -44,6 +48,48 @@ class Progress:
     waiting: list[UUID] = field(default_factory=list)
     drained: bool = False
     busy: bool = False
+
+
+@dataclass(slots=True)
+class _Part:
+    """What has become of one chunk, to be told once it has committed. `seconds` is how long its fence was open."""
+
+    changed: Changed
+    aftermath: Aftermath
+    waiting: list[UUID]
+    seconds: float | None
+
+
+@dataclass(slots=True)
+class Drained:
+    """A drain of few runs in the transaction that sets their fence, to be told once that has committed."""
+
+    fence: Fence
+    run_ids: Sequence[UUID]
+    scanned: int
+    _part: _Part
+
+    def tell(self, wakeups: Wakeups | None) -> None:
+        """Count it, and wake whoever waits for what it has ended."""
+        _tell(self._part, wakeups)
+
+
+async def drain_at_once(
+    session: WriteSession, tree: LockedTree, cancellation_id: UUID, *, at_most: int
+) -> Drained | None:
+    """Drain a fence in the transaction that sets it, where no more than so many active runs are under it.
+
+    It saves a small cancellation the second commit and the second wait for the lock. None where more are covered than
+    is quickly listed, or where a grace is left: those have a drain of their own.
+    """
+    target = await drains.open_fence(session, tree.tenant_id, cancellation_id)
+    if target is None or target.fence.grace_until is not None:
+        return None
+    listed = await drains.look(session, target, limit=SEEN_AT_ONCE)
+    if listed is None or listed.active > at_most:
+        return None
+    part = await _cancel_part(session, tree, target, drains.chunk(listed, 0), keep_ids=at_most, is_end=True)
+    return Drained(target.fence, part.changed.first_ids, listed.scanned, part)
 
 
 class Drain:
@@ -125,28 +171,41 @@ class Drain:
         self, session: ReadSession, target: OpenFence, part: Chunk, progress: Progress, *, keep_ids: int
     ) -> Changed:
         """Cancel one chunk in one transaction, which also closes the fence where nothing is left."""
-        aftermath = Aftermath()
-        seconds: float | None = None
-        waiting: list[UUID] = []
         async with self._database.write_on(session) as writing:
             tree = await trees.lock_one(writing, target.tenant_id, target.root_run_id)
-            changed = await drains.cancel(writing, target, part, seq=tree.seq + 1, keep_ids=keep_ids)
-            if changed.runs < part.size and target.fence.grace_until is not None:
-                waiting = await drains.left_active(writing, target, part)
-            if changed.runs:
-                aftermath = await _count(writing, tree, target, changed)
-            if part.is_last and not progress.waiting and not waiting:
-                seconds = await drains.close(writing, target, scanned=part.listed.scanned)
-                if seconds is not None:
-                    tree.added_fences -= 1
-                    tree.open_fences -= 1
+            is_end = part.is_last and not progress.waiting
+            done = await _cancel_part(writing, tree, target, part, keep_ids=keep_ids, is_end=is_end)
             await trees.advance(writing, tree)
-        progress.waiting.extend(waiting[: MAX_WATCHED + 1 - len(progress.waiting)])
+        progress.waiting.extend(done.waiting[: MAX_WATCHED + 1 - len(progress.waiting)])
         progress.drained = part.is_last and not progress.waiting
+        _tell(done, self._wakeups)
+        return done.changed
+
+
+async def _cancel_part(
+    session: WriteSession, tree: LockedTree, target: OpenFence, part: Chunk, *, keep_ids: int, is_end: bool
+) -> _Part:
+    """Cancel one chunk under the lock of its tree; at the end, close the fence where nothing is left."""
+    aftermath = Aftermath()
+    seconds: float | None = None
+    waiting: list[UUID] = []
+    changed = await drains.cancel(session, target, part, seq=tree.seq + 1, keep_ids=keep_ids)
+    if changed.runs < part.size and target.fence.grace_until is not None:
+        waiting = await drains.left_active(session, target, part)
+    if changed.runs:
+        aftermath = await _count(session, tree, target, changed)
+    if is_end and not waiting:
+        seconds = await drains.close(session, target, scanned=part.listed.scanned)
         if seconds is not None:
-            metrics.CANCEL_DRAIN_SECONDS.observe(seconds)
-        aftermath.tell(self._wakeups)
-        return changed
+            tree.added_fences -= 1
+            tree.open_fences -= 1
+    return _Part(changed, aftermath, waiting, seconds)
+
+
+def _tell(part: _Part, wakeups: Wakeups | None) -> None:
+    if part.seconds is not None:
+        metrics.CANCEL_DRAIN_SECONDS.observe(part.seconds)
+    part.aftermath.tell(wakeups)
 
 
 async def _count(session: WriteSession, tree: LockedTree, target: OpenFence, changed: Changed) -> Aftermath:
