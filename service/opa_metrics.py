@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from service.policy_delivery import OpaStatuses
 
 # An OPA that is alive reports after each poll, which takes two minutes at most with its defaults. One that restarts has
-# another name, and its old one is not to be shown for long.
+# another name, and what its old one had active is no revision that anybody decides by.
 SILENT_AFTER_S = 300.0
 MAX_OPAS = 50
 
@@ -24,7 +24,10 @@ class OpaCollector(Collector):
         self._statuses = statuses
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The metrics of now, of at most 50 OPAs."""
+        """The metrics of now, of the 50 OPAs that reported last.
+
+        The age goes on rising when an OPA is heard of no more, until it is forgotten: silence is its news.
+        """
         age = GaugeMetricFamily(
             "remit_opa_bundle_age_seconds", "Seconds since an OPA last heard from the bundle's server.", labels=["opa"]
         )
@@ -32,10 +35,10 @@ class OpaCollector(Collector):
             "remit_opa_bundle_info", "1 for the revision that an OPA has activated.", labels=["opa", "revision"]
         )
         now = monotonic()
-        heard = [status for status in self._statuses.all() if now - status.received_at < SILENT_AFTER_S]
-        for status in heard[:MAX_OPAS]:
+        for status in self._statuses.all()[:MAX_OPAS]:
             if status.fetched_at is not None:
                 age.add_metric([status.instance], now - status.fetched_at)
-            info.add_metric([status.instance, status.bundle.active_revision], 1)
+            if now - status.received_at < SILENT_AFTER_S:
+                info.add_metric([status.instance, status.bundle.active_revision], 1)
         yield age
         yield info

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,17 +98,23 @@ class Prometheus:
         return [rule for group in groups for rule in group["rules"]]
 
 
-@asynccontextmanager
-async def scraping(directory: Path, target: str) -> AsyncIterator[Prometheus]:
-    """A Prometheus that scrapes one target each second, and evaluates the alerts."""
-    rules = yaml.safe_load(RULES.read_text())
+def _as_they_are(rules: dict[str, Any]) -> dict[str, Any]:
     for group in rules["groups"]:
         group["interval"] = "2s"
-    (directory / "rules.yaml").write_text(yaml.safe_dump(rules))
+    return rules
+
+
+@asynccontextmanager
+async def scraping(
+    directory: Path, *targets: str, rules: Callable[[dict[str, Any]], dict[str, Any]] = _as_they_are
+) -> AsyncIterator[Prometheus]:
+    """A Prometheus that scrapes some targets each second, and evaluates the alerts; `rules` may change them before."""
+    changed = rules(yaml.safe_load(RULES.read_text()))
+    (directory / "rules.yaml").write_text(yaml.safe_dump(changed))
     configuration = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "2s"},
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(directory / "rules.yaml")],
-        "scrape_configs": [{"job_name": "remit", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [{"job_name": "remit", "static_configs": [{"targets": list(targets)}]}],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
     address = f"127.0.0.1:{free_port()}"

@@ -48,12 +48,16 @@ def test_each_opa_shows_its_revision_and_how_long_ago_it_heard() -> None:
     assert registry.get_sample_value("remit_opa_bundle_age_seconds", {"opa": "three"}) is None
 
 
-def test_an_opa_that_has_fallen_silent_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_opa_that_has_fallen_silent_has_no_revision_any_more_and_an_age_that_rises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     statuses = OpaStatuses()
     statuses.report(report("gone", "old"))
     later = monotonic() + SILENT_AFTER_S + 1
     monkeypatch.setattr(opa_metrics, "monotonic", lambda: later)
-    assert b"gone" not in generate_latest(scrape(statuses))
+    registry = scrape(statuses)
+    assert registry.get_sample_value("remit_opa_bundle_info", {"opa": "gone", "revision": "old"}) is None
+    assert registry.get_sample_value("remit_opa_bundle_age_seconds", {"opa": "gone"}) == pytest.approx(301, abs=5)
 
 
 def test_so_many_opas_are_shown_and_no_more() -> None:

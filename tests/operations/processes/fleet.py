@@ -38,6 +38,12 @@ class Part:
     cwd: Path = ROOT
     _process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.output.open("ab") as output:
