@@ -1,5 +1,6 @@
 -- Single spawns over the callers in LOAD_CALLERS (a file, a run id a line) in turn, each with a key of its own; as fast as
 -- they are answered, or at LOAD_RATE a second for as long as there are connections that wait for no answer.
+-- With LOAD_DRY_RUN it only asks what would be decided.
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long s; long us; } remit_time; int gettimeofday(remit_time *, void *);")
 
@@ -10,7 +11,7 @@ local rate = tonumber(os.getenv("LOAD_RATE"))
 local clock, sent, due = ffi.new("remit_time"), 0, nil
 
 wrk.method = "POST"
-wrk.path = "/internal/orchestration/spawn-run"
+wrk.path = "/internal/orchestration/spawn-run" .. (os.getenv("LOAD_DRY_RUN") and "?dry_run=true" or "")
 wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Authorization"] = "Bearer " .. os.getenv("LOAD_TOKEN")
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -147,10 +148,28 @@ async def wrk(
     Returns:
         Spawns per second, and the 99th percentile of their latency in milliseconds.
     """
+    paced = {"LOAD_RATE": str(rate)} if rate is not None else {}
+    answered = await wrk_answers(subject, callers, connections=connections, seconds=seconds, **paced)
+    return answered.rate, answered.p99_ms
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What `wrk` reports: how many there were, how many a second, and how long they took."""
+
+    count: int
+    rate: float
+    median_ms: float
+    p99_ms: float
+
+
+async def wrk_answers(
+    subject: Subject, callers: Sequence[str], *, connections: int, seconds: int, **settings: str
+) -> Answers:
+    """Load the service with `spawn.lua`, whose further settings are named there."""
     program = shutil.which("wrk")
     if program is None:
         raise RuntimeError("wrk is not installed: apt-get install wrk")
-    paced = {"LOAD_RATE": str(rate)} if rate is not None else {}
     runs = subject.data_dir / f"callers-{uuid.uuid4().hex}.txt"
     runs.write_text("\n".join(callers))
     process = await asyncio.create_subprocess_exec(
@@ -161,15 +180,18 @@ async def wrk(
             "LOAD_CALLERS": str(runs),
             "LOAD_TOKEN": subject.token,
             "LOAD_SALT": uuid.uuid4().hex,
-            **paced,
+            **settings,
         },
         stdout=asyncio.subprocess.PIPE,
     )
     out = (await process.communicate())[0].decode()
-    if "Non-2xx" in out or process.returncode:
+    count = re.search(r"(\d+) requests in", out)
+    if "Non-2xx" in out or process.returncode or count is None:
         raise RuntimeError(out)
     fields = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip()}
-    return float(fields["Requests/sec:"]), _milliseconds(fields["99%"])
+    return Answers(
+        int(count[1]), float(fields["Requests/sec:"]), _milliseconds(fields["50%"]), _milliseconds(fields["99%"])
+    )
 
 
 def _milliseconds(text: str) -> float:
