@@ -67,7 +67,7 @@ class DirectRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """The handler of a request, made once."""
         usual = super().get_route_handler()
-        plan = _plan(self.endpoint) if "{" not in self.path else None
+        plan = plan_of(self)
 
         async def handle(request: Request) -> Response:
             strict = _StrictRequest(request.scope, request.receive)
@@ -103,8 +103,11 @@ def _is_plain(scope: Mapping[str, Any]) -> bool:
     )
 
 
-def _plan(call: Callable[..., Any]) -> _Plan | None:
-    """How to call a handler directly; None for one that takes no body, or anything that is not known here."""
+def plan_of(route: APIRoute) -> _Plan | None:
+    """How to call a route's handler directly; None for one that takes no body, or anything that is not known here."""
+    if "{" in route.path:
+        return None
+    call = route.endpoint
     hints = get_type_hints(call, include_extras=True)
     body: tuple[str, type[BaseModel]] | None = None
     request = services = None
