@@ -9,11 +9,12 @@ from kernel.policy.contract import Decision, DecisionInput
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An answer with its provenance: the bundle's revision and the seconds that the question took."""
+    """An answer with its provenance: the question as it was sent, the bundle's revision, the seconds that it took."""
 
     decision: Decision
     revision: str
     seconds: float
+    asked: str
 
 
 class PolicyEngine(Protocol):

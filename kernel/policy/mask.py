@@ -30,6 +30,24 @@ def mask(document: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return cast("dict[str, JsonValue]", _masked(dict(document)))
 
 
+def needs_mask(schema: JsonValue) -> bool:
+    """Tell whether a document of this JSON schema can have anything to mask.
+
+    It can where a member has such a name, and where an object may have members of any name.
+    """
+    if isinstance(schema, list):
+        return any(map(needs_mask, schema))
+    if not isinstance(schema, dict):
+        return False
+    if schema.get("type") == "object":
+        properties = schema.get("properties")
+        if schema.get("additionalProperties") is not False or not isinstance(properties, dict):
+            return True
+        if any(map(is_masked, properties)):
+            return True
+    return any(map(needs_mask, schema.values()))
+
+
 @lru_cache(maxsize=4096)
 def is_masked(name: str) -> bool:
     """Tell whether the value under this key is not to be kept."""

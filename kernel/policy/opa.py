@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from kernel import metrics
 from kernel.domain.errors import PolicyUnavailableError
-from kernel.policy.contract import Decision, DecisionInput, DecisionInputs
+from kernel.policy.contract import Decision, DecisionInput
 from kernel.policy.engine import Evaluated
 
 MAX_QUESTIONS = 64
@@ -139,14 +139,15 @@ class OpaEngine:
         Raises:
             PolicyUnavailableError: there is no well-formed answer of a bundle that may answer.
         """
+        asked = _json(question)
         with _timed([question]):
-            envelope, seconds = await self._ask(question, "decision")
+            envelope, seconds = await self._ask(orjson.Fragment(asked), "decision")
         revision = self._revision(envelope)
         try:
             decision = Decision.model_validate(self._result(envelope))
         except ValidationError as error:
             raise self._malformed(error) from error
-        return Evaluated(decision, revision, seconds)
+        return Evaluated(decision, revision, seconds, asked)
 
     async def decide_all(self, questions: Sequence[DecisionInput]) -> list[Evaluated]:
         """Answer up to 64 questions in one round trip, in their order.
@@ -159,8 +160,9 @@ class OpaEngine:
             raise ValueError(f"{len(questions)} questions at once; at most {MAX_QUESTIONS} are answered together.")
         if not questions:
             return []
+        asked = [_json(question) for question in questions]
         with _timed(questions):
-            envelope, seconds = await self._ask(DecisionInputs(requests=tuple(questions)), "decisions")
+            envelope, seconds = await self._ask({"requests": [orjson.Fragment(each) for each in asked]}, "decisions")
         revision = self._revision(envelope)
         try:
             decisions = _DECISIONS.validate_python(self._result(envelope))
@@ -170,9 +172,9 @@ class OpaEngine:
             raise self._failure(
                 "malformed", f"OPA gave {len(decisions)} decisions for {len(questions)} questions, so none is used."
             )
-        return [Evaluated(decision, revision, seconds) for decision in decisions]
+        return [Evaluated(decision, revision, seconds, each) for decision, each in zip(decisions, asked, strict=True)]
 
-    async def _ask(self, question: BaseModel, rule: str) -> tuple[Mapping[str, object], float]:
+    async def _ask(self, question: object, rule: str) -> tuple[Mapping[str, object], float]:
         self._refuse_when_stale()
         started = perf_counter()
         has_turn = False
@@ -238,6 +240,11 @@ class OpaEngine:
         if self._on_failure is not None:
             self._on_failure(cause)
         return PolicyUnavailableError(message, cause=cause)
+
+
+def _json(question: DecisionInput) -> str:
+    """The question as it is sent, and kept: written once."""
+    return question.model_dump_json(exclude_none=True)
 
 
 @contextmanager
@@ -332,11 +339,11 @@ class _Client(AsyncOpaClient):
     async def close(self) -> None:
         await self.close_connection()  # type: ignore[no-untyped-call]  # the client has no types here
 
-    async def ask(self, question: BaseModel, rule: str) -> dict[str, object]:
+    async def ask(self, question: object, rule: str) -> dict[str, object]:
         if self._session is None:
             raise _ClosedError
-        document = question.model_dump(mode="json", exclude_none=True)
-        envelope: dict[str, object] = await self.query_rule(document, _PACKAGE, rule, _PROVENANCE)
+        # The client says that a question is a dict, and leaves it to the session's serializer.
+        envelope: dict[str, object] = await self.query_rule(question, _PACKAGE, rule, _PROVENANCE)  # type: ignore[arg-type]
         return envelope
 
     async def _init_session(self) -> None:

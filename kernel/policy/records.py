@@ -9,9 +9,13 @@ import orjson
 from kernel.identifiers import new_id
 from kernel.policy.contract import DecisionInput, Reason
 from kernel.policy.engine import Evaluated
-from kernel.policy.mask import mask
+from kernel.policy.mask import mask, needs_mask
+from kernel.policy.schemas import schema_of
 
 Outcome = Literal["allow", "deny", "error"]
+
+# Looked up once: today's questions have nothing to mask, and looking through each of them costs as much as asking it.
+_NEEDS_MASK = needs_mask(schema_of("input.json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def record(question: DecisionInput, evaluated: Evaluated, *, decision_id: UUID |
         revision=evaluated.revision,
         caller_run_id=question.caller.run_id if question.caller else None,
         root_run_id=question.tree.root_run_id if question.tree else None,
-        asked=_asked(question),
+        asked=_kept(evaluated.asked),
         result=decision.model_dump_json(exclude_none=True),
         duration_us=round(evaluated.seconds * 1_000_000),
     )
@@ -88,11 +92,12 @@ def record_failure(question: DecisionInput, failure: str, seconds: float) -> Dec
         revision="",
         caller_run_id=question.caller.run_id if question.caller else None,
         root_run_id=question.tree.root_run_id if question.tree else None,
-        asked=_asked(question),
+        asked=_kept(question.model_dump_json(exclude_none=True)),
         result="null",
         duration_us=round(seconds * 1_000_000),
     )
 
 
-def _asked(question: DecisionInput) -> str:
-    return orjson.dumps(mask(question.model_dump(mode="json", exclude_none=True))).decode()
+def _kept(asked: str) -> str:
+    """What the record keeps of a question."""
+    return orjson.dumps(mask(orjson.loads(asked))).decode() if _NEEDS_MASK else asked

@@ -36,6 +36,9 @@ _START_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 _PORT_TRIES = 10
 _LOG_BYTES = 16 * 1024 * 1024
+# All of its environment. A decision leaves garbage and next to nothing that lives, so collecting it rarely saves a
+# third of OPA's CPU; the limit, which is soft, makes it collect more often before memory could be missed elsewhere.
+_ENVIRONMENT = {"GOGC": "800", "GOMEMLIMIT": "256MiB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +244,7 @@ class EmbeddedOpa:
                 *("--skip-version-check", "--shutdown-grace-period", "2"),
                 *(self._run_dir / "authz.rego", self._run_dir / "credentials.json"),
             ],
-            environment={},
+            environment=_ENVIRONMENT,
             death_signal=signal.SIGKILL,
             output=self.log_path,
             append=True,

@@ -6,9 +6,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue
 
-from kernel.policy.mask import MASK, is_masked, mask
+from kernel.policy.mask import MASK, is_masked, mask, needs_mask
 from tests.policy.engine.questions import replan, spawn
 
 SECRET_KEYS = st.sampled_from([
@@ -79,3 +79,36 @@ def test_a_secret_is_found_at_any_depth(secret: str, name: str, path: list[str])
 def test_the_facts_of_a_question_are_all_kept(question: object) -> None:
     document = question.model_dump(mode="json", exclude_none=True)  # type: ignore[attr-defined]
     assert mask(document) == document
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Plain(_Closed):
+    slug: str
+    scopes: tuple[str, ...] = ()
+
+
+class _Secret(_Closed):
+    access_token: str
+
+
+class _Free(_Closed):
+    labels: dict[str, str]
+
+
+class _Outer(_Closed):
+    plain: _Plain
+    inner: list[_Secret] | None = None
+
+
+@pytest.mark.parametrize(("model", "needed"), [(_Plain, False), (_Secret, True), (_Free, True), (_Outer, True)])
+def test_a_document_needs_a_mask_where_its_schema_leaves_room_for_a_secret(
+    model: type[BaseModel], needed: bool
+) -> None:
+    assert needs_mask(model.model_json_schema(mode="serialization")) == needed
+
+
+def test_an_open_model_needs_a_mask() -> None:
+    assert needs_mask({"type": "object", "properties": {"slug": {"type": "string"}}})
