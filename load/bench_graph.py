@@ -1,6 +1,8 @@
-"""What a graph costs beyond the calls that it makes: a chain of spawns, beside the same calls and the same checkpoints.
+"""What a graph costs beyond the calls that it makes: a chain of spawns, beside the same calls and bare checkpoints.
 
-Run `python -m load.bench_graph [NODES] [ROUNDS]`. Everything is in one process, but for PostgreSQL and OPA.
+Run `python -m load.bench_graph [SPAWNS] [ROUNDS]`. Everything is in one process, but for PostgreSQL and OPA. The bare
+checkpoints are those of a graph of LangGraph's with as many steps and its own checkpointer, which keeps only the last
+output; ours keeps them all. A difference is taken within a round, where the machine was as busy for both.
 """
 
 import asyncio
@@ -13,11 +15,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict
 from uuid import UUID
 
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+from psycopg_pool import AsyncConnectionPool
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +44,7 @@ from kernel.graph.executors.visit import Commands
 from kernel.graph.ir import Graph, build
 from kernel.graph.langgraph_runtime import LangGraphRuntime
 from kernel.graph.reading import read_spec
-from kernel.graph.state import GraphState, Lineage
+from kernel.graph.state import Lineage
 from kernel.identifiers import new_id
 from kernel.policy.contract import Action
 from kernel.policy.opa import OpaEngine, from_url
@@ -44,7 +52,8 @@ from kernel.store import catalog, migrate
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 
-NODES, ROUNDS = 50, 7
+NODES, ROUNDS = 50, 15
+OUTPUT_BYTES = 700
 POLICY = {
     "max_depth": 5,
     "max_fanout": 1_000_000,
@@ -63,7 +72,7 @@ class Bench:
     database: Database
     engine: OpaEngine
     combiner: SpawnCombiner
-    checkpoints: Checkpoints
+    pool: AsyncConnectionPool[AsyncConnection[DictRow]]
     runtime: LangGraphRuntime
     principal: Principal
     agent_id: UUID
@@ -129,7 +138,7 @@ async def bench() -> AsyncIterator[Bench]:
         await agents.put_policy(principal.tenant, agent_id, POLICY)
         await agents.put_allowlist(principal.tenant, agent_id, [AllowlistEntry(target_agent_slug="worker")])
         runtime = LangGraphRuntime(commands, checkpoints)
-        yield Bench(database, engine, combiner, checkpoints, runtime, principal, agent_id)
+        yield Bench(database, engine, combiner, checkpoints.pool, runtime, principal, agent_id)
 
 
 async def _agent(database: Database, tenant_id: UUID, slug: str) -> UUID:
@@ -142,7 +151,7 @@ async def _agent(database: Database, tenant_id: UUID, slug: str) -> UUID:
 
 def chain(nodes: int) -> Graph:
     """A graph of so many spawns, one after the other."""
-    spawn = {"target_agent_slug": "worker", "scope_subset": ["read"]}
+    spawn: dict[str, JsonValue] = {"target_agent_slug": "worker", "scope_subset": ["read"]}
     ids = ["start", *(f"s{number}" for number in range(nodes)), "end"]
     types = ["start", *["spawn_run"] * nodes, "end"]
     spec, findings = read_spec(
@@ -180,53 +189,99 @@ async def by_calls(subject: Bench, lineage: Lineage, nodes: int) -> None:
         )
 
 
-async def by_checkpoints(subject: Bench, nodes: int) -> None:
-    """As many steps of LangGraph's, with a state that grows alike, and nothing done in them."""
-    builder = StateGraph(GraphState)
-    output = {"status": "spawned", "filler": "x" * 700}
+class Counted(TypedDict, total=False):
+    """What LangGraph's peer keeps: no more than the output of its last step."""
 
-    def step(number: int) -> Callable[[GraphState], Awaitable[Command[str]]]:
-        async def take(state: GraphState) -> Command[str]:  # noqa: ARG001 - its name is LangGraph's
-            update = {"nodes": {f"s{number}": output}, "steps": {f"s{number}": number}, "visits": {f"s{number}": 1}}
-            return Command(update=update, goto=f"n{number + 1}" if number + 1 < nodes else END)
+    output: dict[str, Any]
+
+
+def steps(nodes: int) -> Any:
+    """As many steps of LangGraph's, with nothing done in them."""
+    builder: Any = StateGraph(Counted)
+    output = {"status": "spawned", "filler": "x" * OUTPUT_BYTES}
+
+    def step(number: int) -> Callable[[Counted], Awaitable[Command[str]]]:
+        async def take(state: Counted) -> Command[str]:  # noqa: ARG001 - its name is LangGraph's
+            return Command(update={"output": output}, goto=f"n{number + 1}" if number + 1 < nodes else END)
 
         return take
 
     for number in range(nodes):
         builder.add_node(f"n{number}", step(number))
     builder.add_edge(START, "n0")
-    compiled = builder.compile(checkpointer=subject.checkpoints.saver())
-    first: Any = {"input": {}, "context": {}}
+    return builder
+
+
+async def by_checkpoints(subject: Bench, compiled: Any, durability: str) -> None:
+    """LangGraph alone, with its own checkpointer on connections like ours."""
+    bare = compiled.copy({"checkpointer": AsyncPostgresSaver(subject.pool)})
     config: Any = {"configurable": {"thread_id": str(new_id())}, "recursion_limit": 10_000}
-    await compiled.ainvoke(first, config, durability="sync")
+    await bare.ainvoke({"output": {}}, config, durability=durability)
 
 
-async def timed(work: Awaitable[object], nodes: int) -> float:
-    """Milliseconds per node."""
-    started = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a node costs, in milliseconds: on the clock, and of this process's processor time."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall - other.wall, self.cpu - other.cpu)
+
+
+async def cost(work: Awaitable[object], nodes: int) -> Cost:
+    """The cost of some work for each of the nodes of the graph, also of those that make no call."""
+    wall, cpu = time.perf_counter(), time.process_time()
     await work
-    return (time.perf_counter() - started) * 1000 / nodes
+    return Cost((time.perf_counter() - wall) * 1000 / nodes, (time.process_time() - cpu) * 1000 / nodes)
 
 
-async def main(nodes: int, rounds: int) -> None:
-    graph = chain(nodes)
-    found: dict[str, list[float]] = {"calls": [], "checkpoints": [], "graph": []}
+async def main(spawns: int, rounds: int) -> None:
+    graph, nodes = chain(spawns), spawns + 2
+    bare = steps(nodes).compile()
+    rows: dict[str, list[Cost]] = {}
     async with bench() as subject:
+
+        async def calls() -> Cost:
+            return await cost(by_calls(subject, await subject.root(), spawns), nodes)
+
+        async def of_graph() -> Cost:
+            return await cost(subject.runtime.run(graph, await subject.root(), {}, resumed=False), nodes)
+
+        async def checkpoints(durability: str) -> Cost:
+            return await cost(by_checkpoints(subject, bare, durability), nodes)
+
+        measures: list[tuple[str, Callable[[], Awaitable[Cost]]]] = [
+            ("calls", calls),
+            ("checkpoints, sync", partial(checkpoints, "sync")),
+            ("checkpoints, async", partial(checkpoints, "async")),
+            ("graph", of_graph),
+        ]
         for number in range(rounds + 1):
-            figures = {
-                "calls": await timed(by_calls(subject, await subject.root(), nodes), nodes),
-                "checkpoints": await timed(by_checkpoints(subject, nodes + 2), nodes + 2),
-                "graph": await timed(subject.runtime.run(graph, await subject.root(), {}, resumed=False), nodes + 2),
+            # Each round in another order, so that nobody always comes after the same one.
+            turn = number % len(measures)
+            figures = {name: await measure() for name, measure in (*measures[turn:], *measures[:turn])}
+            beyond = {
+                f"graph beyond calls and {name}": figures["graph"] - figures["calls"] - figures[name]
+                for name in ("checkpoints, sync", "checkpoints, async")
             }
-            for name, milliseconds in figures.items():
-                if number:  # the first round warms up
-                    found[name].append(milliseconds)
-    table = Table("per node", "ms, median", title=f"{nodes} spawns one after the other, {rounds} rounds")
-    middle = {name: statistics.median(figures) for name, figures in found.items()}
-    for name, milliseconds in middle.items():
-        table.add_row(name, f"{milliseconds:.2f}")
-    beyond = middle["graph"] - middle["calls"] * nodes / (nodes + 2) - middle["checkpoints"]
-    table.add_row("graph beyond calls and checkpoints", f"{beyond:.2f}")
+            if number:  # the first round warms up
+                for name, figure in {**{name: figures[name] for name, _ in measures}, **beyond}.items():
+                    rows.setdefault(name, []).append(figure)
+    table = Table(
+        "per node, ms",
+        "wall, median",
+        "wall, least",
+        "CPU, median",
+        title=f"{spawns} spawns in a chain, {rounds} rounds",
+    )
+    for name, found in rows.items():
+        walls, cpus = [one.wall for one in found], [one.cpu for one in found]
+        table.add_row(name, f"{statistics.median(walls):.2f}", f"{min(walls):.2f}", f"{statistics.median(cpus):.2f}")
     Console().print(table)
 
 

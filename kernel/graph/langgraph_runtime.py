@@ -7,7 +7,7 @@ because keys are derived from what is checkpointed.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import Any, Final, get_type_hints
 
 import structlog
 from langchain_core.runnables import RunnableConfig
@@ -39,7 +39,7 @@ from kernel.graph.executors.visit import (
 )
 from kernel.graph.ir import Graph, GraphNode
 from kernel.graph.spec import NodeType
-from kernel.graph.state import Frontier, GraphState, Lineage, Ways, expression_document
+from kernel.graph.state import Frontier, GraphState, Kept, Lineage, Made, Ways, expression_document
 
 EXECUTORS: Mapping[NodeType, Executor] = {
     NodeType.START: plain.start,
@@ -69,7 +69,11 @@ PASSING = (DatabaseUnavailableError, FactsChangedError, PolicyUnavailableError, 
 PATIENCE_S = 120.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
 
-_Compiled = CompiledStateGraph[GraphState, Lineage, GraphState, GraphState]
+# The checkpoint of a step is there before the next one begins: where a graph went on from a refusal, a verdict or the
+# answer of a tool, which might be others if they were asked for again, it goes the same way after a crash.
+DURABILITY: Final = "sync"
+
+_Compiled = CompiledStateGraph[Kept, Lineage, Kept, Kept]
 
 log = structlog.get_logger()
 
@@ -97,23 +101,29 @@ class LangGraphRuntime:
             GraphRunError: when it fails.
             GraphInterruptedError: when the run has ended otherwise, or the process ends.
         """
-        saver = self._checkpoints.saver()
+        saver = self._checkpoints.saver(fresh=not resumed)
         config: RunnableConfig = {
             "configurable": {"thread_id": thread_of(lineage.tenant_id, lineage.run_id)},
             "recursion_limit": MAX_STEPS,
         }
+        ends = {channel: node_id for node_id, channel in _channels_of(graph).items() if node_id in graph.exits}
         begun = resumed and await saver.aget_tuple(config) is not None
-        first: GraphState = {"input": dict(run_input), "context": lineage.document()}
+        first: Kept = {"input": dict(run_input), "context": lineage.document()}
         compiled = self._compiled(graph).copy({"checkpointer": saver})
         try:
             # Nothing of a run is told to a tracing service, whatever the environment says.
             with tracing_context(enabled=False):
-                state = await compiled.ainvoke(
-                    None if begun else first, config, context=lineage, durability="sync", stream_mode="values"
+                kept = await compiled.ainvoke(
+                    None if begun else first,
+                    config,
+                    context=lineage,
+                    durability=DURABILITY,
+                    stream_mode="values",
+                    output_keys=list(ends),
                 )
         except GraphRecursionError:
             raise GraphRunError("graph_too_long", f"the graph took more than {MAX_STEPS} steps") from None
-        return _output(graph, cast("GraphState", state))
+        return _output({end: kept[channel] for channel, end in ends.items() if channel in (kept or ())})
 
     def _compiled(self, graph: Graph) -> _Compiled:
         known = self._known.get(graph.digest)
@@ -125,14 +135,17 @@ class LangGraphRuntime:
         return known
 
     def _compile(self, graph: Graph) -> _Compiled:
-        # LangGraph reserves some characters in names, so nodes go by their numbers.
-        names = {node_id: f"n{number}" for number, node_id in enumerate(graph.nodes)}
-        ways = Ways(graph)
-        builder = StateGraph(GraphState, Lineage)
+        names, channels, ways = _names_of(graph), _channels_of(graph), Ways(graph)
+        # LangGraph takes the channels of a state from its type.
+        types = {**get_type_hints(Kept, include_extras=True), **dict.fromkeys(channels.values(), Made)}
+        kept: Any = type("Kept", (dict,), {"__annotations__": types})
+        builder: Any = StateGraph(kept, Lineage)
         for node in graph.nodes.values():
-            builder.add_node(names[node.id], _Step(self._commands, self._turns, graph, ways, node, names).take)
+            step = _Step(self._commands, self._turns, graph, ways, node, names, channels)
+            builder.add_node(names[node.id], step.take, input_schema=kept)
         builder.add_edge(START, names[graph.entry])
-        return builder.compile()
+        compiled: _Compiled = builder.compile()
+        return compiled
 
 
 class _Step:
@@ -146,6 +159,7 @@ class _Step:
         ways: Ways,
         node: GraphNode,
         names: Mapping[str, str],
+        channels: Mapping[str, str],
     ) -> None:
         self._commands = commands
         self._turns = turns
@@ -153,17 +167,21 @@ class _Step:
         self._ways = ways
         self._node = node
         self._names = names
+        self._channels = channels
         targets = [target for found in graph.routes.get(node.id, {}).values() for target in found]
         self._can_be_denied = bool(targets) and all(graph.nodes[target].type in ROUTING for target in targets)
 
-    async def take(self, state: GraphState, runtime: Any) -> Command[str]:
+    async def take(self, kept: Kept, runtime: Any) -> Command[str]:
         """Execute the node, unless it waits for others, and go on."""
         node_id = self._node.id
-        here: Frontier = state.get("frontier") or {"step": 0, "nodes": [node_id], "parked": []}
+        here: Frontier = kept.get("frontier") or {"step": 0, "nodes": [node_id], "parked": []}
         if self._ways.must_wait(node_id, here):
             parked: Frontier = {"step": here["step"] + 1, "nodes": [node_id], "parked": [node_id]}
             return Command(update={"frontier": parked}, goto=self._names[node_id])
-        iteration = state.get("visits", {}).get(node_id, 0)
+        by_channel: Mapping[str, Any] = {**kept}
+        made = {name: by_channel[channel] for name, channel in self._channels.items() if channel in by_channel}
+        state = GraphState(kept["input"], kept["context"], made)
+        iteration = state.visits(node_id)
         try:
             outcome = await self._execute(state, runtime.context, iteration)
         except (RunCancelledError, CallerNotActiveError) as error:
@@ -182,13 +200,9 @@ class _Step:
             )
         targets = self._graph.routes.get(node_id, {}).get(outcome.handle, ())
         frontier: Frontier = {"step": here["step"] + 1, "nodes": sorted(targets), "parked": []}
+        now: Made = {"output": outcome.output, "step": here["step"], "visits": iteration + 1}
         return Command(
-            update={
-                "nodes": {node_id: outcome.output},
-                "steps": {node_id: here["step"]},
-                "visits": {node_id: iteration + 1},
-                "frontier": frontier,
-            },
+            update={self._channels[node_id]: now, "frontier": frontier},
             goto=[self._names[target] for target in targets] or END,
         )
 
@@ -229,8 +243,17 @@ async def _persist(attempt: Callable[[], Awaitable[Outcome]], visit: Visit) -> O
         pause = min(pause * 2, LONGEST_PAUSE_S)
 
 
-def _output(graph: Graph, state: GraphState) -> Any:
+def _names_of(graph: Graph) -> dict[str, str]:
+    """LangGraph's names of the nodes: it reserves some characters, so they go by their numbers."""
+    return {node_id: f"n{number}" for number, node_id in enumerate(graph.nodes)}
+
+
+def _channels_of(graph: Graph) -> dict[str, str]:
+    """LangGraph's names of the channels that keep what the nodes have made."""
+    return {node_id: f"made_{number}" for number, node_id in enumerate(graph.nodes)}
+
+
+def _output(ends: Mapping[str, Made]) -> Any:
     """What the run gives back: the output of its end, of several the one that was come to last."""
-    steps, nodes = state.get("steps", {}), state.get("nodes", {})
-    ended = [node_id for node_id in graph.exits if node_id in steps]
-    return nodes[max(ended, key=lambda node_id: (steps[node_id], node_id))] if ended else None
+    last = max(ends, key=lambda node_id: (ends[node_id]["step"], node_id), default=None)
+    return ends[last]["output"] if last is not None else None

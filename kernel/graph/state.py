@@ -29,11 +29,6 @@ class Frontier(TypedDict):
     parked: list[str]
 
 
-def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Both, the new one's where both have it."""
-    return {**old, **new}
-
-
 def gather(old: Frontier | None, new: Frontier) -> Frontier:
     """What the nodes of one step go on to, together."""
     if not old or new["step"] > old["step"]:
@@ -45,15 +40,42 @@ def gather(old: Frontier | None, new: Frontier) -> Frontier:
     }
 
 
-class GraphState(TypedDict, total=False):
-    """`nodes` has the last output of each node, `steps` when it was made, `visits` how often the node has run."""
+class Made(TypedDict):
+    """What a node has made: its last output, the step of it, and how often the node has run."""
+
+    output: Any
+    step: int
+    visits: int
+
+
+class Kept(TypedDict, total=False):
+    """What is kept of a run; each node's `Made` beside it, so that a step stores only what it has made."""
 
     input: dict[str, Any]
     context: dict[str, Any]
-    nodes: Annotated[dict[str, Any], merge]
-    steps: Annotated[dict[str, int], merge]
-    visits: Annotated[dict[str, int], merge]
     frontier: Annotated[Frontier, gather]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphState:
+    """What the nodes of a run see of it: the `Made` of each that has run, by id."""
+
+    input: Mapping[str, Any]
+    context: Mapping[str, Any]
+    made: Mapping[str, Made]
+
+    def output(self, node_id: str) -> Any:
+        """The last output of a node that has run."""
+        return self.made[node_id]["output"]
+
+    def outputs(self) -> dict[str, Any]:
+        """The last output of each node that has run."""
+        return {node_id: made["output"] for node_id, made in self.made.items()}
+
+    def visits(self, node_id: str) -> int:
+        """How often a node has run."""
+        made = self.made.get(node_id)
+        return made["visits"] if made is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +148,23 @@ class Ways:
 
     def latest(self, state: GraphState, node_id: str, types: Iterable[NodeType] = PRODUCERS) -> str | None:
         """The node of some types before this one whose output is the latest."""
-        wanted, steps = frozenset(types), state.get("steps", {})
-        seen = [before for before in self._before[node_id] if self._graph.nodes[before].type in wanted]
-        return max((before for before in seen if before in steps), key=lambda one: (steps[one], one), default=None)
+        wanted, made = frozenset(types), state.made
+        seen = [one for one in self._before[node_id] if one in made and self._graph.nodes[one].type in wanted]
+        return max(seen, key=lambda one: (made[one]["step"], one), default=None)
 
     def output_before(self, state: GraphState, node_id: str) -> Any:
         """The latest output before a node of anything that makes one."""
         found = self.latest(state, node_id, frozenset(NodeType) - SIGNPOSTS)
-        return state["nodes"][found] if found is not None else None
+        return state.output(found) if found is not None else None
 
 
 def expression_document(state: GraphState, ways: Ways, node_id: str, mapped: Mapping[str, Any]) -> dict[str, Any]:
     """What the expressions of a node are about."""
     latest = ways.latest(state, node_id)
     return {
-        "input": state.get("input", {}),
-        "context": {**state.get("context", {}), "node_id": node_id},
-        "nodes": state.get("nodes", {}),
-        "latest": state["nodes"][latest] if latest is not None else None,
+        "input": state.input,
+        "context": {**state.context, "node_id": node_id},
+        "nodes": state.outputs(),
+        "latest": state.output(latest) if latest is not None else None,
         "mapped": dict(mapped),
     }

@@ -105,7 +105,7 @@ class Visit:
     def latest_of(self, *types: NodeType) -> dict[str, Any] | None:
         """The latest output before the node of some types of nodes."""
         found = self.ways.latest(self.state, self.node.id, types)
-        return self.state["nodes"][found] if found is not None else None
+        return self.state.output(found) if found is not None else None
 
     def search(self, expression: str) -> Any:
         """The value of an expression.
