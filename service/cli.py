@@ -112,9 +112,12 @@ def doctor(data_dir: DataDir = None) -> None:
 def demo(
     path: Annotated[Path | None, typer.Argument(help="A directory of source code. [default: this one]")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Keep the service up afterwards.")] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Orchestrate by a graph, instead of by calls of the primitives.")
+    ] = False,
 ) -> None:
     """Let agents survey source code under policy: spawn, refuse, cancel, report. The whole of Remit in a minute."""
-    raise typer.Exit(run_demo(path, serve=serve))
+    raise typer.Exit(run_demo(path, serve=serve, graph=graph))
 
 
 def main() -> None:

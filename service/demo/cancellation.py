@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import JsonValue
 from watchfiles import awatch
 
-from service.demo.catalog import READ_SCOPE, SLOW_RUNS, Role
+from service.demo.cast import READ_SCOPE, Role
+from service.demo.catalog import SLOW_RUNS
 from service.demo.client import RefusedError
 from service.demo.groups import Orchestrator, join
 from service.demo.journal import Entry, read_journals

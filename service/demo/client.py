@@ -16,7 +16,7 @@ _ATTEMPTS = 6
 _RETRIED = frozenset({httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE})
 _LONGEST_PAUSE_S = 5.0
 # A long poll is answered after its own wait; the rest is for the network and a busy machine.
-_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
 
 
 class RefusedError(Exception):
@@ -39,7 +39,7 @@ class Client:
         # Well below what the service works on at once for one tenant.
         limits = httpx2.Limits(max_connections=64)
         # No proxy of the environment stands between an agent and a service on loopback.
-        timeout = httpx2.Timeout(_PATIENCE_S, pool=None)
+        timeout = httpx2.Timeout(PATIENCE_S, pool=None)
         self._http = httpx2.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False)
 
     async def __aenter__(self) -> Self:
@@ -59,22 +59,54 @@ class Client:
         return await self._call("GET", path, None, answer, token)
 
     async def post(
-        self, path: str, body: Mapping[str, JsonValue], answer: type[AnswerT], *, token: str | None = None
+        self,
+        path: str,
+        body: Mapping[str, JsonValue],
+        answer: type[AnswerT],
+        *,
+        token: str | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> AnswerT:
         """Ask for something to be done. Repeated when the service is busy or a connection breaks: calls are idempotent.
+
+        Args:
+            patience_s: how long to wait for an answer.
 
         Raises:
             RefusedError: when the answer is not a 2xx.
         """
-        return await self._call("POST", path, body, answer, token)
+        return await self._call("POST", path, body, answer, token, patience_s)
 
-    async def put(self, path: str, body: Mapping[str, JsonValue]) -> None:
+    async def put(self, path: str, body: Mapping[str, JsonValue], *, token: str | None = None) -> None:
         """Replace something.
 
         Raises:
             RefusedError: when the answer is not a 2xx.
         """
-        await self._call("PUT", path, body, _Anything, None)
+        await self._call("PUT", path, body, _Anything, token)
+
+    async def follow(self, path: str, *, token: str) -> None:
+        """Follow a stream of events to its end.
+
+        Raises:
+            RefusedError: when there is no such stream.
+            httpx2.HTTPError: when it breaks again and again.
+        """
+        headers = {"Authorization": f"Bearer {token}", "Accept": "text/event-stream"}
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._http.stream("GET", path, headers=headers) as response:
+                    if not response.is_success:
+                        await response.aread()
+                        raise RefusedError(f"GET {path}", _read_problem(response))
+                    async for line in response.aiter_lines():
+                        if line == "event: end":
+                            return
+            except httpx2.TransportError:
+                if attempt == _ATTEMPTS:
+                    raise
+            await asyncio.sleep(0.1 * 2**attempt)
+        raise httpx2.RemoteProtocolError(f"{path} broke off {_ATTEMPTS} times")
 
     async def _call(
         self,
@@ -83,11 +115,13 @@ class Client:
         body: Mapping[str, JsonValue] | None,
         answer: type[AnswerT],
         token: str | None,
+        patience_s: float = PATIENCE_S,
     ) -> AnswerT:
         headers = {"Authorization": f"Bearer {token or self._token}"}
+        timeout = httpx2.Timeout(PATIENCE_S, read=patience_s, pool=None)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                response = await self._http.request(method, path, json=body, headers=headers)
+                response = await self._http.request(method, path, json=body, headers=headers, timeout=timeout)
             except httpx2.TransportError:
                 if attempt == _ATTEMPTS:
                     raise

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from service.demo.catalog import Role
+from service.demo.cast import Role
 from service.demo.client import Client
 from service.demo.wire import Join, Run, SpawnedGroup
 
@@ -27,18 +27,10 @@ class Orchestrator:
     token: str
 
 
-@dataclass(frozen=True)
-class Child:
-    """One child, by what was asked of it and how it ended."""
-
-    subject: str
-    run: Run
-
-
 async def spawn_and_join(
     caller: Orchestrator, target: Role, key: str, subjects: Sequence[str], scopes: Sequence[str]
-) -> list[Child]:
-    """Spawn a child for each subject, wait until all have ended, and read what they made of it.
+) -> list[str]:
+    """Spawn a child for each subject, and wait until all have ended.
 
     Args:
         caller: on whose behalf.
@@ -46,8 +38,11 @@ async def spawn_and_join(
         key: makes the spawn repeatable; each chunk's key is `{key}-{number}`.
         subjects: what each child is about: its payload is `{"subject": …}`.
         scopes: what each child may do.
+
+    Returns:
+        The ids of their runs, in the order of the subjects.
     """
-    children: list[tuple[str, str]] = []
+    run_ids: list[str] = []
     groups: list[str] = []
     for number, chunk in enumerate(_chunks(subjects)):
         targets: list[JsonValue] = [
@@ -66,16 +61,25 @@ async def spawn_and_join(
             token=caller.token,
         )
         groups.append(group.orchestration_group_id)
-        children.extend(zip(chunk, group.spawned_run_ids, strict=True))
+        run_ids.extend(group.spawned_run_ids)
     for group_id in groups:
         await join(caller, group_id)
+    return run_ids
+
+
+async def read_runs(client: Client, run_ids: Sequence[str], *, token: str | None = None) -> list[Run]:
+    """Read what became of some runs.
+
+    Args:
+        token: whose eyes to read with; by default the client's.
+    """
     reading = asyncio.Semaphore(_READERS)
 
-    async def read(subject: str, run_id: str) -> Child:
+    async def read(run_id: str) -> Run:
         async with reading:
-            return Child(subject, await caller.client.get(f"/agents/runs/{run_id}", Run, token=caller.token))
+            return await client.get(f"/agents/runs/{run_id}", Run, token=token)
 
-    return list(await asyncio.gather(*(read(subject, run_id) for subject, run_id in children)))
+    return list(await asyncio.gather(*map(read, run_ids)))
 
 
 async def join(caller: Orchestrator, group_id: str) -> Join:

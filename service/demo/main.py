@@ -17,7 +17,8 @@ from rich.text import Text
 
 from service.demo import report
 from service.demo.cancellation import SLOW_HEARTBEAT_S, SLOW_SLOTS, SLOW_WORKERS, CancellationProof, cancel_midway
-from service.demo.catalog import PLANNER_LIMITS, Catalog, Role, limits_for, set_up
+from service.demo.cast import ORCHESTRATOR_SCOPES, SURVEY_SCOPES, Role
+from service.demo.catalog import PLANNER_LIMITS, TOOL_RUNS, Catalog, limits_for, set_up
 from service.demo.client import Client, RefusedError
 from service.demo.count import count_directory, list_folders, stamp_files
 from service.demo.findings import Findings
@@ -32,7 +33,15 @@ from service.demo.processes import (
     temporary_directory,
 )
 from service.demo.refusals import Refusal, provoke_refusals
-from service.demo.survey import SURVEY_SCOPES, SurveyResult, finish_run, start_root, survey_folders
+from service.demo.survey import (
+    SurveyResult,
+    finish_run,
+    orchestrate,
+    read_result,
+    start_root,
+    subjects_of,
+    wait_for_end,
+)
 from service.demo.wire import TreePage
 
 _BAD_USAGE = 2
@@ -43,12 +52,13 @@ _MOST_FILE_WORKERS = 4
 _FAILURES = (ProcessError, RefusedError, httpx2.HTTPError, ValidationError, TimeoutError, OSError)
 
 
-def run_demo(path: Path | None = None, serve: bool = False) -> int:
+def run_demo(path: Path | None = None, serve: bool = False, graph: bool = False) -> int:
     """Run the demonstration.
 
     Args:
         path: the directory to survey; by default the repository around the current directory, or that itself.
         serve: keep the service up afterwards, until Ctrl-C.
+        graph: have the survey orchestrated by a graph, rather than by calls of the primitives.
 
     Returns:
         The exit status: 0 when every figure and every refusal is as expected, 1 when not or when something failed,
@@ -59,16 +69,17 @@ def run_demo(path: Path | None = None, serve: bool = False) -> int:
     if not root.is_dir():
         console.print(Text(f"{root} is not a directory", style="red"), soft_wrap=True)
         return _BAD_USAGE
-    return asyncio.run(_until_signalled(root, serve, console))
+    return asyncio.run(_until_signalled(root, serve, graph, console))
 
 
-async def demonstrate(root: Path, console: Console, *, serve: bool = False) -> Findings:
+async def demonstrate(root: Path, console: Console, *, serve: bool = False, graph: bool = False) -> Findings:
     """Start a service and workers, do everything, and show it; nothing is left running afterwards.
 
     Args:
         root: the directory to survey.
         console: where to print.
         serve: keep the service up until cancelled, and then return as if nothing had happened.
+        graph: have the survey orchestrated by a graph.
 
     Raises:
         ProcessError, RefusedError, httpx2.HTTPError, ValidationError, TimeoutError, OSError: what went wrong on the
@@ -76,30 +87,31 @@ async def demonstrate(root: Path, console: Console, *, serve: bool = False) -> F
     """
     with temporary_directory() as directory:
         try:
-            return await _demonstrate(root, directory, console, serve)
+            return await _demonstrate(root, directory, console, serve=serve, graph=graph)
         except _FAILURES as failure:
             _show_failure(console, failure, directory)
             raise
 
 
-async def _demonstrate(root: Path, directory: Path, console: Console, serve: bool) -> Findings:
+async def _demonstrate(root: Path, directory: Path, console: Console, *, serve: bool, graph: bool) -> Findings:
     console.print(Text.assemble(("Surveying ", "bold"), str(root)), soft_wrap=True)
     folders = await asyncio.to_thread(list_folders, root)
     stamps = await asyncio.to_thread(stamp_files, root)
+    report.show_orchestrator(console, as_graph=graph)
     report.show_limits(console, folders, limits_for(folders))
     with _progress(console) as progress:
         step = progress.add_task("starting PostgreSQL, OPA and the API (OPA may have to be built first)", total=1)
         async with running_service(directory) as service:
             progress.update(step, completed=1, description="started PostgreSQL, OPA and the API")
-            catalog = await set_up(service.url, service.admin_token, folders)
-            findings = await _Stage(service, catalog, root, directory, progress).play(folders, stamps)
+            catalog = await set_up(service.url, service.admin_token, folders, as_graph=graph)
+            findings = await _Stage(service, catalog, root, directory, progress, graph).play(folders, stamps)
             progress.stop()
             report.show_findings(console, findings)
             if serve:
                 report.show_where_to_look(console, service.url, catalog, findings)
                 await _cancelled()
             else:
-                report.show_next_step(console, str(root))
+                report.show_next_step(console, str(root), as_graph=graph)
             return findings
 
 
@@ -112,6 +124,7 @@ class _Stage:
     root: Path
     directory: Path
     progress: Progress
+    as_graph: bool
 
     async def play(self, folders: dict[str, int], stamps: dict[str, tuple[int, int]]) -> Findings:
         began = time.monotonic()
@@ -140,17 +153,22 @@ class _Stage:
         )
 
     async def _survey(self, client: Client, folders: dict[str, int]) -> SurveyResult:
-        runs = 1 + len(folders) + sum(folders.values())
+        runs = 1 + len(folders) + sum(folders.values()) + TOOL_RUNS
         step = self.progress.add_task("surveying, one agent run a file", total=runs)
-        root = await start_root(client, self.catalog, Role.SURVEY, SURVEY_SCOPES)
+        subjects = subjects_of(folders)
+        root = await start_root(client, self.catalog, Role.SURVEY, SURVEY_SCOPES, subjects)
         async with _watching(client, root.run_id, self.progress, step):
-            result = await survey_folders(root, folders)
+            if self.as_graph:
+                await wait_for_end(root)
+            else:
+                await orchestrate(root, subjects, self.catalog.pipeline_id)
+        result = await read_result(root, subjects)
         self.progress.update(step, completed=runs)
         return result
 
     async def _provoke(self, client: Client) -> tuple[list[Refusal], int]:
         step = self.progress.add_task("asking for what policy refuses", total=1)
-        planner = await start_root(client, self.catalog, Role.PLANNER, SURVEY_SCOPES)
+        planner = await start_root(client, self.catalog, Role.PLANNER, ORCHESTRATOR_SCOPES)
         refusals = await provoke_refusals(planner)
         await finish_run(planner)
         # The planner itself and one planner a level are what was permitted.
@@ -160,7 +178,7 @@ class _Stage:
 
     async def _cancel(self, client: Client) -> CancellationProof:
         step = self.progress.add_task("cancelling a branch while it works", total=1)
-        planner = await start_root(client, self.catalog, Role.PLANNER, SURVEY_SCOPES)
+        planner = await start_root(client, self.catalog, Role.PLANNER, ORCHESTRATOR_SCOPES)
         proof = await cancel_midway(planner, journals_in(self.directory))
         self.progress.update(step, completed=1)
         return proof
@@ -178,9 +196,10 @@ async def _cancelled() -> None:
 
 def _staff() -> list[Staff]:
     readers = min(os.cpu_count() or 1, _MOST_FILE_WORKERS)
-    # Folders wait for files, so they have a process of their own: whatever they hold, files can be worked on.
+    # Folders wait for files, so they have a process of their own: whatever they hold, files can be worked on. Who keeps
+    # the report and who answers have something to do when the folders are done.
     return [
-        Staff("folder-worker", (Role.FOLDER,), _FOLDER_SLOTS),
+        Staff("folder-worker", (Role.FOLDER, Role.LIBRARIAN, Role.ANALYST), _FOLDER_SLOTS),
         *(Staff(f"file-worker-{number}", (Role.FILE,), _FILE_SLOTS) for number in range(readers)),
         *(Staff(f"slow-worker-{number}", (Role.SLOW,), SLOW_SLOTS, SLOW_HEARTBEAT_S) for number in range(SLOW_WORKERS)),
     ]
@@ -232,10 +251,10 @@ def _show_failure(console: Console, failure: Exception, directory: Path) -> None
             console.print(Text(text, style="dim"), soft_wrap=True)
 
 
-async def _until_signalled(root: Path, serve: bool, console: Console) -> int:
+async def _until_signalled(root: Path, serve: bool, graph: bool, console: Console) -> int:
     """Demonstrate; the first signal ends it in good order, and further ones find that it is being done."""
     loop = asyncio.get_running_loop()
-    running = asyncio.ensure_future(demonstrate(root, console, serve=serve))
+    running = asyncio.ensure_future(demonstrate(root, console, serve=serve, graph=graph))
     received: list[signal.Signals] = []
 
     def end(number: signal.Signals) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from service.demo.catalog import Role
+from service.demo.cast import Role
 
 # Building OPA, where none is found, takes a minute; a slow machine more.
 _START_S = 600.0

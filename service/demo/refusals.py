@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from service.demo.catalog import FOREIGN_SCOPE, PLANNER_LIMITS, READ_SCOPE, Role
+from service.demo.cast import FOREIGN_SCOPE, ORCHESTRATOR_SCOPES, READ_SCOPE, Role
+from service.demo.catalog import PLANNER_LIMITS
 from service.demo.client import RefusedError
 from service.demo.groups import Orchestrator
-from service.demo.survey import SURVEY_SCOPES, finish_run
+from service.demo.survey import finish_run
 from service.demo.wire import Run, SpawnedGroup, SpawnedRun
 
 
@@ -68,7 +69,7 @@ async def spawn_planner(caller: Orchestrator, key: str) -> Orchestrator:
     """Spawn a planner that is executed here, and return the means to act as it."""
     spawned = await caller.client.post(
         "/internal/orchestration/spawn-run",
-        {**_request(caller, key, SURVEY_SCOPES), **_target(Role.PLANNER), "start_background": False},
+        {**_request(caller, key, ORCHESTRATOR_SCOPES), **_target(Role.PLANNER), "start_background": False},
         SpawnedRun,
         token=caller.token,
     )

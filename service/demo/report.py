@@ -10,16 +10,33 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from service.demo.archive import name_of
 from service.demo.cancellation import CancellationProof, SlowRun
-from service.demo.catalog import Catalog, Limits, Role
+from service.demo.cast import Role, Tool
+from service.demo.catalog import Catalog, Limits
 from service.demo.count import ODD_KINDS, FileKind, Survey, Totals
 from service.demo.findings import Findings
+from service.demo.graph import survey_graph
 from service.demo.refusals import Refusal
 from service.demo.survey import FolderRun, SurveyResult
+from service.demo.tasks import KeptReport
+from service.demo.wire import Called
 
 _FOLDERS_SHOWN = 12
 _ODD_SHOWN = 12
 _PROBLEMS_SHOWN = 20
+
+
+def show_orchestrator(console: Console, *, as_graph: bool) -> None:
+    """Say by which of the two ways the survey is orchestrated."""
+    if not as_graph:
+        said = "The survey's orchestrator calls the primitives; with --graph it is a graph instead."
+        console.print(said, style="dim")
+        return
+    nodes = survey_graph("")["nodes"]
+    assert isinstance(nodes, list)
+    words = [str(node["type"]) for node in nodes if isinstance(node, dict)]
+    console.print(Text.assemble("The survey's orchestrator is a graph: ", (" → ".join(words), "dim")))
 
 
 def show_limits(console: Console, folders: dict[str, int], limits: dict[Role, Limits]) -> None:
@@ -40,6 +57,7 @@ def show_findings(console: Console, findings: Findings) -> None:
         _longest_functions(findings.result.survey),
         _odd_files(findings.result.survey),
         _run_tree(findings.result, findings.runs_by_status),
+        _archive(findings),
         _refusals_table(findings.refusals),
         _proof(findings.proof),
     ):
@@ -51,7 +69,8 @@ def show_findings(console: Console, findings: Findings) -> None:
         console.print(
             Text.assemble(
                 ("All as expected: ", "bold green"),
-                f"figures equal a direct count, {len(findings.refusals)} spawns refused, nothing ran past the fence. ",
+                f"figures and answers equal a direct count, {len(findings.refusals)} spawns refused, nothing ran past"
+                " the fence. ",
                 (f"{findings.seconds:.1f} s", "dim"),
             )
         )
@@ -82,10 +101,10 @@ def show_where_to_look(console: Console, url: str, catalog: Catalog, findings: F
     console.print(catalog.operator_token, soft_wrap=True, highlight=False, markup=False)
 
 
-def show_next_step(console: Console, path: str) -> None:
+def show_next_step(console: Console, path: str, *, as_graph: bool) -> None:
     """Say how to look around, when the service has ended with the demo."""
     console.print(Text("To look around in it (API, docs, metrics, events):", style="dim"))
-    console.print(Text(f"  remit demo {shlex.quote(path)} --serve"), soft_wrap=True)
+    console.print(Text(f"  remit demo {shlex.quote(path)} {'--graph ' if as_graph else ''}--serve"), soft_wrap=True)
 
 
 def _survey_table(survey: Survey) -> Table:
@@ -131,12 +150,15 @@ def _odd_files(survey: Survey) -> RenderableType | None:
 
 def _run_tree(result: SurveyResult, by_status: dict[str, int]) -> Tree:
     statuses = ", ".join(f"{count:,} {status}" for status, count in sorted(by_status.items()))
-    tree = Tree(Text.assemble(("The run tree: ", "bold"), statuses))
+    tree = Tree(Text.assemble(("The run tree: ", "bold"), statuses, (f", through {result.surface}", "dim")))
     root = tree.add(_run_label(Role.SURVEY, "completed", "", result.root_run_id))
     for run in result.runs[:_FOLDERS_SHOWN]:
         _add_folder(root, run)
     if (hidden := len(result.runs) - _FOLDERS_SHOWN) > 0:
         root.add(Text(f"… and {hidden:,} more folders", style="dim"))
+    for tool, called in [(Tool.KEEP, result.kept), *((Tool.ASK, answer) for answer in result.answers)]:
+        if called is not None:
+            root.add(_run_label(called.target_agent_slug, called.status, f"called by {tool}", called.run_id))
     return tree
 
 
@@ -151,6 +173,42 @@ def _add_folder(root: Tree, run: FolderRun) -> None:
 def _run_label(subject: str, status: str, size: str, run_id: str = "") -> Text:
     words = ((subject, "cyan"), (status, "green" if status == "completed" else "red"), (size, ""), (run_id, "dim"))
     return Text(" ").join(Text(word, style=style) for word, style in words if word)
+
+
+def _archive(findings: Findings) -> Group:
+    table = _table("The report, kept by one agent and asked about by another")
+    table.show_lines = True
+    table.add_column("asked", ratio=2)
+    table.add_column("found by words, the best first", ratio=3, overflow="fold")
+    for question, answered in findings.answered:
+        if answered is None:
+            table.add_row(question.text, Text("no answer", style="red"))
+            continue
+        names = [name_of(passage.document_id) for passage in answered.passages]
+        shown = ", ".join(names[:_FOLDERS_SHOWN]) or "nothing"
+        more = f" and {len(names) - _FOLDERS_SHOWN:,} more" if len(names) > _FOLDERS_SHOWN else ""
+        first = [Text(answered.passages[0].text, style="dim")] if answered.passages else []
+        asked = Group(Text(question.text), Text(answered.query, style="dim"))
+        table.add_row(asked, Group(Text(f"{shown}{more}", style="green"), *first))
+    kept, answers = findings.result.kept, [answer for answer in findings.result.answers if answer is not None]
+    lines = []
+    if kept is not None and kept.status == "completed":
+        count = KeptReport.model_validate(kept.output).documents
+        lines.append(f"{Tool.KEEP} (agent_call) ran {_with_scopes(kept)}: {_counted(count, 'document')} in a pipeline.")
+    if answers:
+        lines.append(
+            f"{Tool.ASK} (agent_call) ran {_with_scopes(answers[0])}, {len(answers)} times; each searched by"
+            f" {Tool.SEARCH} (rag_retrieval)."
+        )
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _with_scopes(called: Called) -> str:
+    return f"the {called.target_agent_slug} as a child with the scope {', '.join(called.scopes)} alone"
 
 
 def _refusals_table(refusals: Iterable[Refusal]) -> Table:

@@ -1,4 +1,4 @@
-"""What the demo's agents do with a run: survey a folder, analyse a file, work slowly."""
+"""What the demo's agents do with a run: survey a folder or a file, keep a report, answer a question, work slowly."""
 
 import asyncio
 import hashlib
@@ -10,13 +10,17 @@ from typing import Protocol
 
 from pydantic import BaseModel, JsonValue
 
-from service.demo.catalog import READ_SCOPE, Role
+from service.demo.archive import documents_of
+from service.demo.cast import READ_SCOPE, Role, Tool
 from service.demo.client import Client
-from service.demo.count import FileFacts, FolderFacts, analyse_file, list_files
-from service.demo.groups import Orchestrator, spawn_and_join
+from service.demo.count import FileFacts, FolderFacts, Survey, analyse_file, list_files
+from service.demo.groups import Orchestrator, read_runs, spawn_and_join
 from service.demo.journal import Journal
+from service.demo.wire import Passage, Retrieved
 
 _FILES_SHOWN = 3
+# Below the number that one call may carry, and half of the largest body that the service takes.
+_DOCUMENTS_AT_ONCE = 250
 _ROUNDS = 20_000
 # A slow agent mostly waits for a model or a tool; this is that wait.
 _TOOL_LATENCY_S = 0.05
@@ -32,6 +36,34 @@ class SlowWork(BaseModel):
     """How long a slow run works if nobody stops it."""
 
     steps: int
+
+
+class Report(BaseModel):
+    """What is to be kept: the report that the runs of folders have brought, and where."""
+
+    pipeline_id: str
+    runs: tuple[str, ...]
+
+
+class KeptReport(BaseModel):
+    """How many documents were written."""
+
+    documents: int
+
+
+class Asked(BaseModel):
+    """A question, and the words to look for."""
+
+    question: str
+    query: str
+
+
+class Answered(BaseModel):
+    """What was found, the best first, and how long the search took."""
+
+    query: str
+    passages: tuple[Passage, ...]
+    took_ms: float
 
 
 class Shown(BaseModel):
@@ -86,10 +118,22 @@ def tasks_at(workplace: Workplace) -> dict[Role, Task]:
     async def analyse(assignment: Assignment) -> JsonValue:
         return await _analyse(workplace, assignment)
 
+    async def keep_report(assignment: Assignment) -> JsonValue:
+        return await _keep_report(workplace, assignment)
+
+    async def answer(assignment: Assignment) -> JsonValue:
+        return await _answer(workplace, assignment)
+
     async def work_slowly(assignment: Assignment) -> JsonValue:
         return await _work_slowly(workplace, assignment)
 
-    return {Role.FOLDER: survey_folder, Role.FILE: analyse, Role.SLOW: work_slowly}
+    return {
+        Role.FOLDER: survey_folder,
+        Role.FILE: analyse,
+        Role.LIBRARIAN: keep_report,
+        Role.ANALYST: answer,
+        Role.SLOW: work_slowly,
+    }
 
 
 async def _survey_folder(workplace: Workplace, assignment: Assignment) -> JsonValue:
@@ -97,17 +141,45 @@ async def _survey_folder(workplace: Workplace, assignment: Assignment) -> JsonVa
     loop = asyncio.get_running_loop()
     files = await loop.run_in_executor(workplace.parsing, lambda: list(list_files(workplace.root, folder)))
     caller = Orchestrator(workplace.client, assignment.run_id, assignment.token)
-    children = await spawn_and_join(caller, Role.FILE, "files", files, [READ_SCOPE])
-    done = [child for child in children if child.run.status == "completed"]
+    run_ids = await spawn_and_join(caller, Role.FILE, "files", files, [READ_SCOPE])
+    children = list(zip(files, await read_runs(caller.client, run_ids, token=caller.token), strict=True))
     output = FolderOutput(
-        facts=FolderFacts.of(folder, (FileFacts.model_validate(child.run.output) for child in done)),
-        shown=tuple(
-            Shown(run_id=child.run.run_id, path=child.subject, status=child.run.status)
-            for child in children[:_FILES_SHOWN]
+        facts=FolderFacts.of(
+            folder, (FileFacts.model_validate(run.output) for _, run in children if run.status == "completed")
         ),
-        missing=tuple(child.subject for child in children if child not in done)[:_FILES_SHOWN],
+        shown=tuple(Shown(run_id=run.run_id, path=path, status=run.status) for path, run in children[:_FILES_SHOWN]),
+        missing=tuple(path for path, run in children if run.status != "completed")[:_FILES_SHOWN],
     )
     return output.model_dump(mode="json")
+
+
+async def _keep_report(workplace: Workplace, assignment: Assignment) -> JsonValue:
+    """Write the report into a pipeline, with the run's own token: it holds the scope for that, and no other."""
+    report = Report.model_validate(assignment.input)
+    # The runs of folders are not below this one; its worker may read any run that it could have worked on.
+    runs = await read_runs(workplace.client, report.runs)
+    survey = Survey.of(FolderOutput.model_validate(run.output).facts for run in runs if run.status == "completed")
+    documents = documents_of(survey)
+    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
+        written: list[JsonValue] = [
+            one.model_dump(mode="json") for one in documents[start : start + _DOCUMENTS_AT_ONCE]
+        ]
+        path = f"/retrieval/pipelines/{report.pipeline_id}/documents"
+        await workplace.client.put(path, {"documents": written}, token=assignment.token)
+    return KeptReport(documents=len(documents)).model_dump(mode="json")
+
+
+async def _answer(workplace: Workplace, assignment: Assignment) -> JsonValue:
+    """Look up what was asked, by a tool that is called as this run."""
+    asked = Asked.model_validate(assignment.input)
+    found = await workplace.client.post(
+        f"/tools/{Tool.SEARCH}/invoke",
+        {"caller_run_id": assignment.run_id, "input": {"query": asked.query}},
+        Retrieved,
+        token=assignment.token,
+    )
+    answered = Answered(query=asked.query, passages=found.results, took_ms=found.took_ms)
+    return answered.model_dump(mode="json")
 
 
 async def _analyse(workplace: Workplace, assignment: Assignment) -> JsonValue:

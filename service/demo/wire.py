@@ -48,6 +48,64 @@ class Agent(Answer):
     status: str
 
 
+class Pipeline(Answer):
+    """A pipeline of documents that was made."""
+
+    pipeline_id: str
+
+
+class MadeTool(Answer):
+    """A tool that was made."""
+
+    tool_id: str
+
+
+class Passage(Answer):
+    """A piece of a document that a search found."""
+
+    document_id: str
+    text: str
+    score: float
+    metadata: dict[str, JsonValue]
+
+
+class Retrieved(Answer):
+    """What a search found, the best first."""
+
+    results: tuple[Passage, ...]
+    took_ms: float
+
+
+class Called(Answer):
+    """What calling an agent by a tool brought."""
+
+    run_id: str
+    target_agent_slug: str
+    status: str
+    output: JsonValue = None
+    error: JsonValue = None
+    context: dict[str, JsonValue] = {}
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What the agent was permitted."""
+        scopes = self.context.get("requested_scopes")
+        return tuple(str(scope) for scope in scopes) if isinstance(scopes, list) else ()
+
+
+class Decision(Answer):
+    """A decision on record."""
+
+    caller_run_id: str | None
+    surface: str
+
+
+class DecisionPage(Answer):
+    """A page of decisions."""
+
+    items: tuple[Decision, ...]
+
+
 class Run(Answer):
     """A run, as anybody may read it."""
 

@@ -13,7 +13,7 @@ import httpx2
 from pydantic import BaseModel, JsonValue, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.demo.catalog import Role
+from service.demo.cast import Role
 from service.demo.client import Client, RefusedError
 from service.demo.tasks import Task, Workplace, tasks_at
 from service.demo.wire import Claim, Claimed, Heartbeat, LeaseVerdict

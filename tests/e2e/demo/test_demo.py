@@ -18,6 +18,9 @@ import pytest
 from rich.console import Console
 
 import service
+from service.demo.archive import QUESTIONS, expected_answer
+from service.demo.cast import KEEP_SCOPE, SPAWN_SCOPE, Role
+from service.demo.catalog import TOOL_RUNS
 from service.demo.count import Totals, count_directory
 from service.demo.findings import Findings
 from service.demo.main import demonstrate
@@ -49,6 +52,14 @@ async def demonstration(tmp_path_factory: pytest.TempPathFactory) -> Demonstrati
     output = StringIO()
     findings = await demonstrate(directory, Console(file=output, width=120))
     return Demonstration(directory, findings, output.getvalue())
+
+
+@pytest.fixture(scope="module")
+async def demonstration_by_graph(demonstration: Demonstration) -> Demonstration:
+    """The same directory, surveyed by a graph."""
+    output = StringIO()
+    findings = await demonstrate(demonstration.directory, Console(file=output, width=120), graph=True)
+    return Demonstration(demonstration.directory, findings, output.getvalue())
 
 
 @pytest.fixture
@@ -92,8 +103,40 @@ async def test_the_agents_report_equals_a_direct_count(demonstration: Demonstrat
     survey = demonstration.findings.result.survey
     assert survey == count_directory(demonstration.directory)
     assert {folder.folder: folder.totals.files for folder in survey.folders} == {f: n[0] for f, n in FIGURES.items()}
-    assert demonstration.findings.runs_by_status == {"completed": 1 + len(survey.folders) + survey.total.files}
+    runs = 1 + len(survey.folders) + survey.total.files + TOOL_RUNS
+    assert demonstration.findings.runs_by_status == {"completed": runs}
     assert demonstration.findings.problems == []
+
+
+async def test_the_report_is_kept_by_one_agent_and_asked_about_by_another_through_tools(
+    demonstration: Demonstration,
+) -> None:
+    found = demonstration.findings
+    survey, kept, answers = found.result.survey, found.result.kept, found.result.answers
+    assert kept is not None
+    assert (kept.target_agent_slug, kept.status, kept.scopes) == (Role.LIBRARIAN, "completed", (KEEP_SCOPE,))
+    assert kept.output == {"documents": len(survey.folders) + 1}
+    assert len({kept.run_id, *(answer.run_id for answer in answers if answer is not None)}) == TOOL_RUNS
+    for answer in answers:
+        assert answer is not None
+        assert (answer.target_agent_slug, answer.scopes) == (Role.ANALYST, (SPAWN_SCOPE,))
+    for question, answered in found.answered:
+        assert answered is not None
+        passages = {passage.document_id: passage.metadata for passage in answered.passages}
+        assert passages == expected_answer(question, survey)
+        assert passages, question.text
+
+
+async def test_a_graph_orchestrates_to_the_same_outcome(
+    demonstration: Demonstration, demonstration_by_graph: Demonstration
+) -> None:
+    one, other = demonstration.findings, demonstration_by_graph.findings
+    assert (one.result.surface, other.result.surface) == ("option_b_runtime_primitives", "option_a_graphspec_v2")
+    assert other.problems == []
+    assert other.result.survey == one.result.survey
+    assert other.runs_by_status == one.runs_by_status
+    assert told(other) == told(one)
+    assert "is a graph: start → spawn_group → join → tool_call" in demonstration_by_graph.printed
 
 
 async def test_every_refusal_has_its_one_reason_and_a_decision(demonstration: Demonstration) -> None:
@@ -129,6 +172,10 @@ async def test_what_was_found_is_printed(demonstration: Demonstration) -> None:
         assert refusal.expected in demonstration.printed
         assert refusal.decision_id is not None
         assert refusal.decision_id in demonstration.printed
+    for question in QUESTIONS:
+        assert question.text in demonstration.printed
+    assert "keep-report (agent_call)" in demonstration.printed
+    assert "search-report (rag_retrieval)" in demonstration.printed
     assert "All as expected" in demonstration.printed
 
 
@@ -142,6 +189,14 @@ async def test_what_is_not_as_expected_is_a_problem(demonstration: Demonstration
     assert replace(found, refusals=[replace(found.refusals[0], codes=("other",))]).problems
     assert replace(found, refusals=[replace(found.refusals[0], decision_id=None)]).problems
     assert replace(found, proof=replace(found.proof, problems=("a run went on",))).problems
+    result, kept, answers = found.result, found.result.kept, found.result.answers
+    assert kept is not None
+    assert replace(found, result=replace(result, kept=None)).problems
+    assert replace(found, result=replace(result, kept=kept.model_copy(update={"status": "failed"}))).problems
+    assert replace(found, result=replace(result, kept=kept.model_copy(update={"output": {"documents": 1}}))).problems
+    assert replace(found, result=replace(result, answers=(None, *answers[1:]))).problems
+    assert replace(found, result=replace(result, answers=answers[1:])).problems
+    assert replace(found, result=replace(result, answers=(answers[1], answers[0], *answers[2:]))).problems
 
 
 async def test_the_repository_is_surveyed_and_nothing_stays_behind(tmp_path: Path, temporary_files: Path) -> None:
@@ -201,6 +256,21 @@ async def test_a_path_that_is_no_directory_is_refused(tmp_path: Path, temporary_
     )
     assert process.returncode == 2
     assert "is not a directory" in process.stdout
+
+
+def told(findings: Findings) -> object:
+    """What a survey has found and by which ways, without ids and times."""
+    result = findings.result
+    return (
+        [(run.folder, run.status, run.files, [(one.path, one.status) for one in run.shown]) for run in result.runs],
+        [
+            (called.target_agent_slug, called.status, called.scopes)
+            for called in (result.kept, *result.answers)
+            if called
+        ],
+        [[passage.model_dump() for passage in found.passages] for _, found in findings.answered if found],
+        [(refusal.attempt, refusal.codes) for refusal in findings.refusals],
+    )
 
 
 def assert_gone(descendants: list[psutil.Process], temporary_files: Path) -> None:
