@@ -2,7 +2,7 @@
 
 FastAPI resolves the parameters of a handler anew at each call, over all that they could be; for the busiest routes that
 was half of what HTTP costs. Here a handler's parameters are looked through once, when the route is made. A call that
-brings just what they need is resolved in a few steps; every other call (a query string, another content type, a body
+brings just what they need is resolved in a few steps; every other call (an unusual query, another content type, a body
 that is not valid) is left to FastAPI, whose answer it gets. What a handler sees, and what OpenAPI says of it, are the
 same either way.
 """
@@ -39,18 +39,19 @@ class _StrictRequest(Request):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a handler wants, by the names of its parameters; what is not named here takes its default."""
+    """What a handler wants, by the names of its parameters; `queries` are the query strings that are known here."""
 
     call: Callable[..., Coroutine[Any, Any, Response]]
     body: tuple[str, type[BaseModel]]
     request: str | None
     services: str | None
     principal: tuple[str, Holding] | None
+    queries: Mapping[bytes, Mapping[str, bool]]
 
     async def answer(self, request: Request, body: BaseModel) -> Response:
         """Call the handler."""
         services: Services = request.app.state.services
-        values: dict[str, object] = {self.body[0]: body}
+        values: dict[str, object] = {self.body[0]: body, **self.queries[request.scope["query_string"]]}
         if self.request is not None:
             values[self.request] = request
         if self.services is not None:
@@ -76,7 +77,7 @@ class DirectRoute(APIRoute):
                 body = await strict.body()
             except ClientDisconnect as error:
                 raise InvalidRequestError("body: the connection ended before it did", field="body") from error
-            if plan is None or not _is_plain(request.scope):
+            if plan is None or request.scope["query_string"] not in plan.queries or not _is_json(request.scope):
                 return await usual(strict)
             try:
                 given = orjson.loads(body)
@@ -96,11 +97,9 @@ async def _directly(plan: _Plan, request: Request, given: object) -> Response | 
     return await plan.answer(request, body)
 
 
-def _is_plain(scope: Mapping[str, Any]) -> bool:
-    """Whether a request has no query, and says that its body is JSON."""
-    return not scope["query_string"] and any(
-        name == b"content-type" and value in JSON_TYPES for name, value in scope["headers"]
-    )
+def _is_json(scope: Mapping[str, Any]) -> bool:
+    """Whether a request says that its body is JSON."""
+    return any(name == b"content-type" and value in JSON_TYPES for name, value in scope["headers"])
 
 
 def plan_of(route: APIRoute) -> _Plan | None:
@@ -112,6 +111,7 @@ def plan_of(route: APIRoute) -> _Plan | None:
     body: tuple[str, type[BaseModel]] | None = None
     request = services = None
     principal: tuple[str, Holding] | None = None
+    queries: dict[bytes, dict[str, bool]] = {b"": {}}
     for name, parameter in inspect.signature(call).parameters.items():
         hint = hints[name]
         depends = next((item.dependency for item in get_args(hint)[1:] if isinstance(item, Depends)), None)
@@ -123,6 +123,8 @@ def plan_of(route: APIRoute) -> _Plan | None:
             principal = (name, depends)
         elif isinstance(hint, type) and issubclass(hint, BaseModel) and body is None:
             body = (name, hint)
+        elif isinstance(parameter.default, bool):
+            queries |= {f"{name}={str(flag).lower()}".encode(): {name: flag} for flag in (True, False)}
         elif depends is not None or parameter.default is inspect.Parameter.empty:
             return None
-    return _Plan(call, body, request, services, principal) if body is not None else None
+    return _Plan(call, body, request, services, principal, queries) if body is not None else None

@@ -59,6 +59,7 @@ class Caller:
     effective_scopes: tuple[str, ...]
     children_count: int
     children_total: int
+    open_fences: int
     orchestrator: Orchestrator
 
     @property
@@ -134,7 +135,7 @@ class SpawnFacts:
 LOAD = """
 WITH callers AS MATERIALIZED (
   SELECT r.tenant_id, r.run_id, r.agent_id, r.status, r.depth, r.effective_scopes, r.children_count, r.root_run_id,
-    t.children_total
+    t.children_total, t.open_fences
   FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
   JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
   JOIN run_trees t ON t.tenant_id = r.tenant_id AND t.root_run_id = r.root_run_id
@@ -284,6 +285,7 @@ def _caller(row: Row, orchestrator: Orchestrator) -> Caller:
         effective_scopes=tuple(row["effective_scopes"]),
         children_count=row["children_count"],
         children_total=row["children_total"],
+        open_fences=row["open_fences"],
         orchestrator=orchestrator,
     )
 

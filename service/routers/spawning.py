@@ -239,7 +239,7 @@ async def _answer(
 
 
 async def _preview(services: Services, order: SpawnOrder) -> Json:
-    preview = await services.pipeline.preview(order)
+    preview = await services.combiner.preview(order)
     if isinstance(preview, Evaluated):
         decision = preview.decision
         return Json(

@@ -6,15 +6,18 @@ that arrive while the lanes are busy leave together with the next free one.
 
 import asyncio
 from collections import Counter, OrderedDict, deque
+from collections.abc import Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from uuid import UUID
 
+from kernel.commands.lanes import Lanes
 from kernel.commands.spawning.order import Spawned, SpawnOrder
-from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.commands.spawning.pipeline import Preview, SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.commands.spawning.verdicts import Outcome
 from kernel.domain.errors import DatabaseUnavailableError, RemitError, TenantSaturatedError
+from kernel.policy.engine import Evaluated
 
 # What one batch may hold: as many orders as one question to policy, and so many children that its locks stay short.
 MAX_ORDERS = 64
@@ -54,6 +57,8 @@ class SpawnCombiner:
         self._lanes = lanes
         self._max_waiting = max_waiting_per_tenant
         self._active_runs = active_runs
+        # Each tenant has lanes of its own: what one asks in passing keeps no other waiting.
+        self._previews: Lanes[tuple[UUID, int], SpawnOrder, Preview] = Lanes(self._preview)
         self._waiting: Counter[UUID] = Counter()
         self._queues: OrderedDict[UUID, deque[_Waiting]] = OrderedDict()
         self._busy: set[tuple[UUID, UUID]] = set()
@@ -89,6 +94,21 @@ class SpawnCombiner:
         if isinstance(outcome, RemitError):
             raise outcome
         return outcome
+
+    async def preview(self, order: SpawnOrder) -> Spawned | Evaluated:
+        """What would be decided about an order; nothing is written.
+
+        Raises:
+            PolicyUnavailableError: when policy gives no answer.
+            RemitError: as the order itself would be refused, but for policy's denial, which is the answer.
+        """
+        preview = await self._previews.take((order.tenant_id, order.caller_run_id.int % self._lanes), order)
+        if isinstance(preview, RemitError):
+            raise preview
+        return preview
+
+    async def _preview(self, _lane: tuple[UUID, int], orders: Sequence[SpawnOrder]) -> list[Preview]:
+        return await self._pipeline.preview(orders)
 
     async def drain(self) -> None:
         """Wait until every order that was taken has been answered."""

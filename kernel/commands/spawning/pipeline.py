@@ -7,6 +7,7 @@ asked about again; its neighbours are not held up by it.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from asyncpg import exceptions as pg
 
@@ -26,6 +27,7 @@ from kernel.commands.spawning.verdicts import Outcome, Shifted, Verdicts
 from kernel.domain.errors import PolicyUnavailableError, RemitError, SpawnKeyConflictError
 from kernel.domain.run import RunStatus
 from kernel.policy import records
+from kernel.policy.contract import DecisionInput
 from kernel.policy.engine import Evaluated, PolicyEngine
 from kernel.store import decisions, fences, spawn_facts, spawn_writes, trees
 from kernel.store.engine import Database
@@ -35,6 +37,8 @@ from kernel.store.spawn_writes import SpawnWrites
 # An overshoot found under the lock is asked about once more with the counters of that moment, and counters only grow:
 # the second answer is a denial unless policy itself was changed in between. This bounds the pathological rest.
 MAX_ROUNDS = 8
+
+Preview = Spawned | RemitError | Evaluated
 
 
 @dataclass(slots=True)
@@ -81,26 +85,45 @@ class SpawnPipeline:
             work.outcomes[number] = facts_changed()
         return [work.outcomes[number] for number in range(len(batch))]
 
-    async def preview(self, order: SpawnOrder) -> Spawned | Evaluated:
-        """What would be decided, with the headroom left; nothing is written.
+    async def preview(self, batch: Sequence[SpawnOrder]) -> list[Preview]:
+        """What would be decided about each order, with the headroom left; nothing is written.
+
+        Args:
+            batch: at most 64 orders.
 
         Returns:
-            The first result where the order is a repeat, else the decision.
+            For each order, in order: the first result where it is a repeat; why it would be refused without policy
+            being asked; else the decision.
 
         Raises:
-            RemitError: as the order itself would be refused, but for policy's denial, which is the answer.
+            PolicyUnavailableError: when policy gives no answer.
         """
+        previews: dict[int, Preview] = {}
+        questions: dict[int, Prepared] = {}
         async with self._database.read() as session:
-            facts = await spawn_facts.load(session, _wanted([order]))
-            earlier = orders.repeat(order, facts)
-            if earlier is not None:
-                return earlier
-            prepared = prepare(order, facts)
-            caller = (order.tenant_id, prepared.caller.root_run_id, order.caller_run_id)
-            fence = (await fences.covered(session, [caller])).get((order.tenant_id, order.caller_run_id))
-        if fence is not None:
-            raise under_fence(order.caller_run_id, fence)
-        return await self._engine.decide(prepared.question)
+            facts = await spawn_facts.load(session, _wanted(batch))
+            for number, order in enumerate(batch):
+                try:
+                    earlier = orders.repeat(order, facts)
+                    if earlier is not None:
+                        previews[number] = earlier
+                    else:
+                        questions[number] = prepare(order, facts)
+                except RemitError as error:
+                    previews[number] = error
+            covered = await fences.covered(
+                session, (_place(prepared) for prepared in questions.values() if prepared.caller.open_fences)
+            )
+        for number, prepared in list(questions.items()):
+            order = prepared.order
+            fence = covered.get((order.tenant_id, order.caller_run_id))
+            if fence is not None:
+                previews[number] = under_fence(order.caller_run_id, fence)
+                del questions[number]
+        if questions:
+            asked = [prepared.question for prepared in questions.values()]
+            previews |= zip(questions, await self._put(asked), strict=True)
+        return [previews[number] for number in range(len(batch))]
 
     async def _ask(self, work: _Batch, questions: dict[int, Prepared]) -> dict[int, Evaluated]:
         if not questions:
@@ -110,10 +133,7 @@ class SpawnPipeline:
             count_surface(questions[number].question)
             work.counted.add(number)
         try:
-            if len(asked) == 1:
-                answers = [await self._engine.decide(asked[0])]
-            else:
-                answers = await self._engine.decide_all(asked)
+            answers = await self._put(asked)
         except PolicyUnavailableError as error:
             refusals = [records.record_failure(question, error.detail, 0.0) for question in asked]
             for number in questions:
@@ -123,6 +143,11 @@ class SpawnPipeline:
             count_decisions(refusals)
             return {}
         return dict(zip(questions, answers, strict=True))
+
+    async def _put(self, questions: Sequence[DecisionInput]) -> list[Evaluated]:
+        if len(questions) == 1:
+            return [await self._engine.decide(questions[0])]
+        return await self._engine.decide_all(questions)
 
     async def _settle(self, work: _Batch, questions: dict[int, Prepared], answers: dict[int, Evaluated]) -> None:
         try:
@@ -146,11 +171,7 @@ class SpawnPipeline:
             facts = await spawn_facts.load(session, _wanted(prepared.order for prepared in questions.values()))
             covered = await fences.covered(
                 session,
-                [
-                    (prepared.order.tenant_id, prepared.caller.root_run_id, prepared.order.caller_run_id)
-                    for prepared in questions.values()
-                    if locked[prepared.caller.tree_key].open_fences
-                ],
+                (_place(prepared) for prepared in questions.values() if locked[prepared.caller.tree_key].open_fences),
             )
             verdicts = Verdicts(facts, covered, locked, writes)
             for number, prepared in questions.items():
@@ -181,6 +202,11 @@ def _wanted(batch: Iterable[SpawnOrder]) -> Wanted:
             elif child.target.slug is not None:
                 wanted.slugs.add((order.tenant_id, child.target.slug))
     return wanted
+
+
+def _place(prepared: Prepared) -> tuple[UUID, UUID, UUID]:
+    """Where a caller stands, as `fences.covered` takes it."""
+    return prepared.order.tenant_id, prepared.caller.root_run_id, prepared.order.caller_run_id
 
 
 def _prepare(work: _Batch, pending: list[int], facts: SpawnFacts) -> dict[int, Prepared]:

@@ -67,7 +67,7 @@ def test_the_busiest_routes_are_direct() -> None:
 async def test_what_is_not_valid_is_told_alike(kit: Kit, body: dict[str, Any]) -> None:
     order = await _order(kit) | body
     direct = await kit.api.post("/internal/orchestration/spawn-run", order)
-    usual = await kit.api.call("POST", "/internal/orchestration/spawn-run?dry_run=false", order)
+    usual = await kit.api.call("POST", "/internal/orchestration/spawn-run?dry_run=0", order)
     assert direct.status_code == usual.status_code == 400
     assert direct.json() == usual.json()
 
@@ -75,7 +75,7 @@ async def test_what_is_not_valid_is_told_alike(kit: Kit, body: dict[str, Any]) -
 async def test_the_same_order_by_both_ways_is_one_run(kit: Kit) -> None:
     order = await _order(kit)
     direct = await kit.api.post("/internal/orchestration/spawn-run", order)
-    usual = await kit.api.post("/internal/orchestration/spawn-run?dry_run=false", order)
+    usual = await kit.api.post("/internal/orchestration/spawn-run?dry_run=0", order)
     assert direct.status_code == usual.status_code == 200
     assert direct.json()["spawned_run_ids"] == usual.json()["spawned_run_ids"]
     assert (direct.json()["idempotent"], usual.json()["idempotent"]) == (False, True)
@@ -84,7 +84,7 @@ async def test_the_same_order_by_both_ways_is_one_run(kit: Kit) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff", b"[]", b"null", b'"text"'])
 async def test_a_body_that_is_no_object_is_refused(kit: Kit, content: bytes) -> None:
     direct = await _post(kit, content, "application/json")
-    usual = await _post(kit, content, "application/json", query="?dry_run=true")
+    usual = await _post(kit, content, "application/json", query="?dry_run=1")
     assert direct.status_code == usual.status_code == 400
     assert direct.json() == usual.json()
 
@@ -95,5 +95,5 @@ async def test_another_content_type_is_refused(kit: Kit, content_type: str) -> N
 
 
 async def test_who_is_calling_comes_before_what_is_wrong_with_the_body(kit: Kit) -> None:
-    for query in ("", "?dry_run=true"):
+    for query in ("", "?dry_run=true", "?dry_run=1"):
         assert (await _post(kit, b"{}", "application/json", query=query, token="nobody")).status_code == 401
