@@ -164,16 +164,22 @@ class Answers:
 
 
 async def wrk_answers(
-    subject: Subject, callers: Sequence[str], *, connections: int, seconds: int, **settings: str
+    subject: Subject,
+    callers: Sequence[str],
+    *,
+    connections: int,
+    seconds: int,
+    script: str = "spawn.lua",
+    **settings: str,
 ) -> Answers:
-    """Load the service with `spawn.lua`, whose further settings are named there."""
+    """Load the service with a script, whose settings are named in it."""
     program = shutil.which("wrk")
     if program is None:
         raise RuntimeError("wrk is not installed: apt-get install wrk")
     runs = subject.data_dir / f"callers-{uuid.uuid4().hex}.txt"
     runs.write_text("\n".join(callers))
     process = await asyncio.create_subprocess_exec(
-        *(program, "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", str(REPOSITORY / "load/spawn.lua")),
+        *(program, "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", str(REPOSITORY / "load" / script)),
         subject.url,
         env={
             **os.environ,
