@@ -26,6 +26,7 @@ FEATURES = (
     "tools",
     "operations",
     "model",
+    "load",
     "unit",
     "integration",
     "e2e",

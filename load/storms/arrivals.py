@@ -73,9 +73,9 @@ class Dispatcher:
         begin, end = start + stream.begins * seconds, start + stream.ends * seconds
         arrivals = self._tally.of(stream.name)
         arrivals.seconds = max(arrivals.seconds, end - begin)
-        due = begin
+        # What comes evenly comes at once; what comes at random, after a first wait.
+        due = begin if stream.evenly else begin + self._dice.expovariate(stream.rate)
         for _ in range(self._most):
-            due += 1 / stream.rate if stream.evenly else self._dice.expovariate(stream.rate)
             if due >= end:
                 return
             # Even one that is late yields, so that answers are heard.
@@ -85,6 +85,7 @@ class Dispatcher:
                 arrivals.missed += 1
             else:
                 self._pool.spawn(self._one, stream, due, begin)
+            due += 1 / stream.rate if stream.evenly else self._dice.expovariate(stream.rate)
 
     def _one(self, stream: Stream, due: float, begin: float) -> None:
         arrivals = self._tally.of(stream.name)

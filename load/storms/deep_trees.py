@@ -19,8 +19,9 @@ class Chain:
 
     links: list[str]
     busy: bool = False
-    # Raised by every cut: what was sent before it may be refused after.
-    cuts: int = 0
+    # Cuts that were sent, and those that were answered: between the two any call may be refused.
+    sent: int = 0
+    answered: int = 0
     gone: set[str] = field(default_factory=set)
 
 
@@ -82,9 +83,10 @@ class DeepTrees(Scenario):
         if len(chain.links) < 3:
             raise IdleError
         at = self.dice.randrange(1, len(chain.links) - 1)
-        chain.cuts += 1
         lost = chain.links[at:]
+        chain.sent += 1
         answer = self.client.cancel(self.tenant, chain.links[0], lost[0], due=due, stream="cut", expect=CANCELLED)
+        chain.answered += 1
         if answer.ok:
             chain.gone.update(lost)
             # What has been added below meanwhile is lost as well; above the cut all goes on.
@@ -93,7 +95,7 @@ class DeepTrees(Scenario):
             del chain.links[keep:]
 
     def _extend(self, chain: Chain, due: float) -> None:
-        cuts, end = chain.cuts, chain.links[-1]
+        answered, end = chain.answered, chain.links[-1]
         deep_enough = len(chain.links) > self.depth
         answer = self.client.spawn(
             self.tenant, end, "orchestrator", due=due, stream="grow", expect=CANCELLED | {"policy_denied"}
@@ -109,7 +111,7 @@ class DeepTrees(Scenario):
             self._note_depth(answer.body["lineage"]["depth"])
             if chain.links[-1] == end:
                 chain.links.append(child_of(answer))
-        elif answer.code in CANCELLED and cuts == chain.cuts:
+        elif answer.code in CANCELLED and chain.sent == answered:
             self.tally.find("refused", f"{end} was refused as {answer.code}, and nothing above it was cut")
 
     def _begin_anew(self, chain: Chain) -> None:

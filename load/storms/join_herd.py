@@ -1,7 +1,8 @@
 """Thousands of completions that come at once to groups with a quorum, or with room for one success."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import gevent
 
@@ -15,18 +16,23 @@ BURST = 50
 WAITING = 3
 WAIT_S = 30.0
 MOST_HERDS = 12
+CLAIMED_AT_ONCE = 100
 # What a group is decided by; a quorum above what can be reached fails.
 MODES = ("quorum", "first_success", "quorum", "fail_fast", "best_effort", "unreachable")
 
 
+# The id of a run that its caller executes, or a run as it was claimed.
+Member = str | Mapping[str, Any]
+
+
 @dataclass
 class Herd:
-    """A group whose members are reported by this client, in no order."""
+    """A group whose members this client ends, in no order: by reports, or those that it has claimed by their leases."""
 
     caller: str
     group_id: str
     mode: str
-    left: list[str]
+    left: list[Member]
     decided: tuple[str, int | None] | None = None
     waiting: list[gevent.Greenlet] = field(default_factory=list)
 
@@ -56,7 +62,8 @@ class JoinHerd(Scenario):
         if root is None:
             return
         size, mode = self.scaled(next(self.sizes), least=5), MODES[next(self.modes)]
-        terms: dict[str, object] = {"start_background": False, "join_mode": mode}
+        background = self.dice.random() < 0.5
+        terms: dict[str, object] = {"start_background": background, "join_mode": mode}
         if mode == "unreachable":
             terms |= {"join_mode": "quorum", "quorum_threshold": size}
         elif mode == "quorum":
@@ -64,7 +71,7 @@ class JoinHerd(Scenario):
         answer = self.client.spawn_group(self.tenant, root, size, terms=terms)
         if not answer.ok:
             return
-        members = list(answer.body["spawned_run_ids"])
+        members: list[Member] = list(self._claim_all() if background else answer.body["spawned_run_ids"])
         self.dice.shuffle(members)
         herd = Herd(root, answer.body["orchestration_group_id"], mode, members)
         herd.waiting = [gevent.spawn(self._wait, herd) for _ in range(WAITING)]
@@ -92,10 +99,18 @@ class JoinHerd(Scenario):
         members = [herd.left.pop() for _ in range(min(BURST, len(herd.left)))]
         gevent.joinall([gevent.spawn(self._end, herd, member) for member in members], raise_error=True)
 
-    def _end(self, herd: Herd, member: str, *, due: float | None = None, stream: str | None = None) -> None:
+    def _claim_all(self) -> Iterator[Mapping[str, Any]]:
+        """Every run of this user's tenant that waits for a worker; of another herd, too, which then ends with this."""
+        while runs := self.client.claim(self.tenant, at_most=CLAIMED_AT_ONCE):
+            yield from runs
+
+    def _end(self, herd: Herd, member: Member, *, due: float | None = None, stream: str | None = None) -> None:
         failing = FAILING if herd.mode in ("quorum", "best_effort", "unreachable") else 0.0
         status = "failed" if self.dice.random() < failing else "completed"
-        self.client.report(self.tenant, member, status, due=due, stream=stream)
+        if isinstance(member, str):
+            self.client.report(self.tenant, member, status, due=due, stream=stream)
+        else:
+            self.client.complete(self.tenant, member, status, due=due, stream=stream)
 
     def _wait(self, herd: Herd) -> None:
         answer = self.client.join(self.tenant, herd.caller, herd.group_id, wait_s=WAIT_S / 2, expect=CANCELLED)

@@ -41,21 +41,24 @@ async def still_open(connection: asyncpg.Connection, ended: datetime, within_s: 
         await asyncio.sleep(POLL_S)
 
 
-async def judge(directory: Path, database: str, *, drain_s: float, max_rss_mib: float) -> Verdict:
-    """Hold what a storm saw, and what the service acknowledged to it, against the database."""
+async def judge(connection: asyncpg.Connection, directory: Path, *, drain_s: float, max_rss_mib: float) -> Verdict:
+    """Hold what a storm saw, and what the service acknowledged to it, against the database.
+
+    Args:
+        connection: to the service's database; a temporary table is left on it.
+        directory: where the storm wrote down what it saw.
+        drain_s: how long fences may stay open.
+        max_rss_mib: what the service's process may have taken.
+    """
     observed: dict[str, Any] = orjson.loads((directory / OBSERVED).read_bytes())
-    connection = await asyncpg.connect(database.replace("+asyncpg", "", 1))
-    try:
-        findings = await still_open(connection, datetime.fromisoformat(observed["ended"]), drain_s)
-        # The tables have grown in minutes from nothing; plans made for empty ones would take for ever.
-        await connection.execute("ANALYZE")
-        acknowledged = await acknowledgements.load(connection, directory)
-        started = time.monotonic()
-        findings += await audit.audit(connection, checks=(*audit.CHECKS, *acknowledgements.CHECKS))
-        audit_s = time.monotonic() - started
-        runs = await connection.fetchval("SELECT count(*) FROM agent_runs")
-    finally:
-        await connection.close()
+    findings = await still_open(connection, datetime.fromisoformat(observed["ended"]), drain_s)
+    # The tables have grown in minutes from nothing; plans made for empty ones would take for ever.
+    await connection.execute("ANALYZE")
+    acknowledged = await acknowledgements.load(connection, directory)
+    started = time.monotonic()
+    findings += await audit.audit(connection, checks=(*audit.CHECKS, *acknowledgements.CHECKS))
+    audit_s = time.monotonic() - started
+    runs = await connection.fetchval("SELECT count(*) FROM agent_runs")
     if acknowledged != observed["acknowledged_calls"]:
         told = observed["acknowledged_calls"]
         findings.append(f"ledger: holds {acknowledged} calls, and {told} were written")
@@ -63,6 +66,15 @@ async def judge(directory: Path, database: str, *, drain_s: float, max_rss_mib: 
     if len(findings) > MOST_FINDINGS:
         findings[MOST_FINDINGS:] = [f"and {len(findings) - MOST_FINDINGS} more"]
     return Verdict(observed=observed, audited_runs=runs, audit_s=audit_s, findings=findings)
+
+
+async def judge_database(directory: Path, database: str, *, drain_s: float, max_rss_mib: float) -> Verdict:
+    """Judge by the database at a URL."""
+    connection: asyncpg.Connection = await asyncpg.connect(database.replace("+asyncpg", "", 1))
+    try:
+        return await judge(connection, directory, drain_s=drain_s, max_rss_mib=max_rss_mib)
+    finally:
+        await connection.close()
 
 
 def _memory(service: Mapping[str, float], max_rss_mib: float) -> list[str]:
@@ -79,7 +91,7 @@ def main() -> int:
     parser.add_argument("--max-rss-mib", type=float, default=300.0)
     options = parser.parse_args()
     verdict = asyncio.run(
-        judge(options.directory, options.database, drain_s=options.drain_s, max_rss_mib=options.max_rss_mib)
+        judge_database(options.directory, options.database, drain_s=options.drain_s, max_rss_mib=options.max_rss_mib)
     )
     (options.directory / VERDICT).write_bytes(orjson.dumps(verdict.told(), option=orjson.OPT_INDENT_2))
     (options.directory / HTML).write_text(verdict.page())

@@ -31,20 +31,30 @@ class Stage:
         self._lock = threading.Lock()
         self._shared: dict[str, Sequence[Tenant]] = {}
 
-    def tenant(self, name: str, limits: Mapping[str, int] = UNLIMITED, *, drafts: Sequence[str] = ()) -> Tenant:
-        """A tenant whose `orchestrator` may spawn itself and `worker` within limits; `drafts` are not published."""
+    def tenant(
+        self,
+        name: str,
+        limits: Mapping[str, int] = UNLIMITED,
+        *,
+        drafts: Sequence[str] = (),
+        strangers: Sequence[str] = (),
+    ) -> Tenant:
+        """A tenant whose `orchestrator` may spawn itself and `worker` within limits.
+
+        Of the agents beside them, `drafts` are not published, and `strangers` are not on its allowlist.
+        """
         slug = f"{name.replace('_', '-')}-{uuid.uuid4().hex[:8]}"
         tenant_id = self._call("POST", "/tenants", {"slug": slug, "name": slug}, self._admin_token)["tenant_id"]
         token = self._call("POST", f"/tenants/{tenant_id}/tokens", {"scopes": SCOPES}, self._admin_token)["token"]
         agents = {}
-        for agent in ("orchestrator", "worker", *drafts):
+        for agent in ("orchestrator", "worker", *drafts, *strangers):
             body = {"slug": agent, "name": agent, "kind": "external"}
             agents[agent] = self._call("POST", "/agents", body, token)["agent_id"]
             if agent not in drafts:
                 self._call("POST", f"/agents/{agents[agent]}/publish", None, token)
         orchestrator = agents["orchestrator"]
         self._call("PUT", f"/agents/{orchestrator}/orchestrator-policy", dict(limits), token)
-        entries = [{"target_agent_slug": agent} for agent in agents]
+        entries = [{"target_agent_slug": agent} for agent in agents if agent not in strangers]
         self._call("PUT", f"/agents/{orchestrator}/allowlist", {"entries": entries}, token)
         return Tenant(tenant_id, token, orchestrator)
 

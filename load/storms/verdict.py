@@ -70,7 +70,7 @@ class Verdict:
         heads = ("storm", "arrivals", *(head for head, _, _ in FIGURES))
         lines += _columns([heads, *self._figures()])
         lines += ["", *_columns([("call", "answer", "count"), *self._answers()])]
-        lines += ["", self._setting(), self._service()]
+        lines += ["", self._setting(), self._service(), *self._notes()]
         lines += [f"FAULT {fault}" for fault in self.faults]
         return "\n".join(["", *lines, f"verdict: {'passed' if self.passed else 'FAILED'}", ""])
 
@@ -83,7 +83,7 @@ class Verdict:
             f"<section id='verdict' style='{STYLE}{colour}'>"
             f"<h1 style='color:{colour};font-size:1.6em'>{escape(self._headline())}</h1>"
             + (f"<ul>{faults}</ul>" if faults else "")
-            + f"<p>{escape(self._setting())}<br>{escape(self._service())}</p>"
+            + f"<p>{escape(self._setting())}<br>{escape(' '.join([self._service(), *self._notes()]))}</p>"
             + _table(heads, self._figures())
             + "<p>Latency counts from when a call was due, whether or not it could be sent then.</p>"
             + _table(("call", "answer", "count"), self._answers())
@@ -121,6 +121,13 @@ class Verdict:
             f" first, {service['rss_mib_last']:.0f} at last) and {service['api_cpu_s']:.1f} s of CPU, PostgreSQL and"
             f" OPA {service['postgres_and_opa_cpu_s']:.1f} s."
         )
+
+    def _notes(self) -> list[str]:
+        return [
+            f"{name}: {what} {value:g}."
+            for name, scenario in self.observed["scenarios"].items()
+            for what, value in scenario["notes"].items()
+        ]
 
     def _streams(self) -> Iterable[tuple[str, str, Mapping[str, float]]]:
         for name, scenario in self.observed["scenarios"].items():

@@ -1,0 +1,177 @@
+"""The judge finds what was acknowledged and is not there, and what the audit of a storm is for."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+
+from load.storms.judge import judge
+from load.storms.ledger import Ledger
+from load.storms.verdict import OBSERVED, Verdict
+from tests.faults.remit import Remit
+from tests.kit import Api, Kit, done, refused
+
+pytestmark = pytest.mark.xdist_group("storms")
+
+CANCEL = "/internal/orchestration/cancel-subtree"
+NOTHING_SEEN: dict[str, Any] = {
+    "profile": "default",
+    "users": 1,
+    "workers": 0,
+    "in_flight": 1,
+    "seconds": 1,
+    "pace": 1,
+    "scale": 1,
+    "service": {},
+}
+ANSWERED = {"intended": 1, "missed": 0, "idle": 0, "answered": 1, "intended_per_s": 1, "achieved_per_s": 1}
+LATENCIES = {"p50_ms": 1, "p95_ms": 1, "p99_ms": 1, "p99_from_sending_ms": 1}
+
+
+async def acknowledge(remit: Remit, directory: Path) -> None:
+    """A little of everything, and a storm's ledger of it."""
+    ledger = Ledger(directory)
+    async with httpx2.AsyncClient(base_url=remit.url, timeout=30.0) as client:
+        kit = await Kit.make(Api(client, remit.admin_token))
+        root, _ = await kit.team(max_depth=5, max_fanout=50, max_children_total=100)
+        tenant = kit.tenant_id
+        ledger.wrote("start", tenant, run=root.run_id)
+        single = done(await kit.spawn(root, "single"))["spawned_run_ids"][0]
+        ledger.wrote("spawn", tenant, run=single, caller=root.run_id, key="single")
+        group = done(await kit.spawn_group(root, "group", 3, join_mode="first_success"))
+        group_id = group["orchestration_group_id"]
+        ledger.wrote("group", tenant, group=group_id, caller=root.run_id, key="group", runs=group["spawned_run_ids"])
+        claimed = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "max_runs": 4}))["runs"]
+        ledger.wrote("claim", tenant, runs=[run["run_id"] for run in claimed])
+        member = next(run for run in claimed if run["run_id"] in group["spawned_run_ids"])
+        body = {"run_id": member["run_id"], "lease": member["lease"], "status": "completed"}
+        ended = done(await kit.api.post("/work/complete", body))
+        ledger.wrote("end", tenant, run=ended["run_id"], status=ended["status"])
+        joined = done(
+            await kit.api.post(
+                "/internal/orchestration/join", {"caller_run_id": root.run_id, "orchestration_group_id": group_id}
+            )
+        )
+        ledger.wrote("join", tenant, group=group_id, status=joined["status"], decided_seq=joined["decided_seq"])
+        denied = refused(await kit.spawn(root, "denied", scope_subset=["other"]), 403, "policy_denied")
+        ledger.wrote("deny", tenant, decision=denied["decision_id"])
+        fence = done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": single, "wait_s": 10}))
+        ledger.wrote("cancel", tenant, cancellation=fence["cancellation_id"], run=single)
+    ledger.close()
+    observed = NOTHING_SEEN | {
+        "acknowledged_calls": ledger.lines,
+        "ended": datetime.now(UTC).isoformat(),
+        "scenarios": scenario(),
+    }
+    (directory / OBSERVED).write_bytes(orjson.dumps(observed))
+
+
+def scenario(*, findings: Sequence[str] = (), errors: Sequence[str] = ()) -> dict[str, Any]:
+    return {
+        "calm": {
+            "arrivals": {"spawn": ANSWERED | LATENCIES},
+            "answers": [],
+            "errors": list(errors),
+            "findings": list(findings),
+            "notes": {},
+        }
+    }
+
+
+@pytest.fixture(scope="module")
+async def acknowledged(stormed: Remit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("acknowledged")
+    await acknowledge(stormed, directory)
+    return directory
+
+
+async def verdict_after(damage: str, stormed: Remit, directory: Path) -> Verdict:
+    """The verdict on a database with damage in it, which is then taken back."""
+    async with stormed.database() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            # Foreign keys would not have it.
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            told = await connection.execute(damage)
+            assert not told.endswith(" 0"), "the damage hit nothing"
+            return await judge(connection, directory, drain_s=0.1, max_rss_mib=300)
+        finally:
+            await transaction.rollback()
+
+
+async def test_a_service_in_order_passes(stormed: Remit, acknowledged: Path) -> None:
+    verdict = await verdict_after("SELECT 1", stormed, acknowledged)
+    assert verdict.faults == []
+
+
+LAST_TREE = "(SELECT root_run_id FROM run_trees ORDER BY created_at DESC LIMIT 1)"
+OF_LAST = f"root_run_id = {LAST_TREE}"
+NO_FANOUT = '{"limits": {"max_depth": 9, "max_fanout": 1, "max_children_total": 99}}'
+SINGLE = f"(SELECT run_id FROM agent_runs WHERE spawn_key = 'single' AND {OF_LAST})"
+
+
+@pytest.mark.parametrize(
+    ("damage", "finding"),
+    [
+        (f"DELETE FROM agent_runs WHERE spawn_key = 'single' AND {OF_LAST}", "acknowledged_run"),
+        (f"DELETE FROM agent_runs WHERE spawn_key = 'group:2' AND {OF_LAST}", "acknowledged_run"),
+        (f"UPDATE agent_runs SET spawn_key = 'other' WHERE spawn_key = 'single' AND {OF_LAST}", "acknowledged_run"),
+        (f"DELETE FROM agent_runs WHERE run_id = {LAST_TREE}", "acknowledged_run"),
+        (f"DELETE FROM orchestration_groups WHERE {OF_LAST}", "acknowledged_group"),
+        (f"UPDATE agent_runs SET started_seq = NULL, started_at = NULL, status = 'cancelled' WHERE run_id = {SINGLE}",
+         "acknowledged_start"),
+        (f"UPDATE agent_runs SET status = 'failed' WHERE status = 'completed' AND {OF_LAST}", "acknowledged_end"),
+        (f"DELETE FROM cancellations WHERE scope = 'run' AND {OF_LAST}", "acknowledged_fence"),
+        (f"DELETE FROM policy_decisions WHERE outcome = 'deny' AND {OF_LAST}", "acknowledged_denial"),
+        (f"UPDATE orchestration_groups SET status = 'failed' WHERE {OF_LAST}", "acknowledged_join"),
+        (f"UPDATE orchestration_groups SET decided_seq = decided_seq - 1 WHERE {OF_LAST}", "acknowledged_join"),
+        (f"UPDATE cancellations SET drained_at = NULL WHERE {OF_LAST}", "open_fence"),
+        (f"UPDATE agent_runs SET started_seq = finalized_seq WHERE run_id = {SINGLE}", "escaped"),
+        (f"UPDATE run_trees SET children_total = children_total + 1 WHERE {OF_LAST}", "children_total"),
+        (f"DELETE FROM run_events WHERE seq = 2 AND {OF_LAST}", "sequence"),
+        (f"UPDATE policy_decisions SET result = '{NO_FANOUT}' WHERE action = 'spawn_group' AND {OF_LAST}", "limits"),
+    ],
+)  # fmt: skip
+async def test_damage_is_a_fault(damage: str, finding: str, stormed: Remit, acknowledged: Path) -> None:
+    verdict = await verdict_after(damage, stormed, acknowledged)
+    assert not verdict.passed
+    assert [fault for fault in verdict.faults if fault.startswith(f"audit: {finding}: ")], verdict.faults
+
+
+@pytest.mark.parametrize(
+    ("seen", "fault"),
+    [
+        ({"scenarios": scenario(errors=["spawn-run: 503 policy_unavailable"])}, "calm: unexpected: spawn-run: 503"),
+        ({"scenarios": scenario(findings=["escape: a run"])}, "calm: escape: a run"),
+        ({"acknowledged_calls": 0}, "audit: ledger: holds 8 calls, and 0 were written"),
+        ({"scenarios": {}}, "nothing was answered"),
+        (
+            {
+                "service": {
+                    "rss_mib_max": 301.0,
+                    "rss_mib_first": 1,
+                    "rss_mib_last": 1,
+                    "api_cpu_s": 1,
+                    "postgres_and_opa_cpu_s": 1,
+                }
+            },
+            "audit: memory: the service took 301 MiB, limit 300",
+        ),
+    ],
+)
+async def test_what_the_clients_saw_is_a_fault(
+    seen: dict[str, Any], fault: str, stormed: Remit, acknowledged: Path, tmp_path: Path
+) -> None:
+    observed = orjson.loads((acknowledged / OBSERVED).read_bytes()) | seen
+    (tmp_path / OBSERVED).write_bytes(orjson.dumps(observed))
+    (tmp_path / "acknowledged.jsonl").write_bytes((acknowledged / "acknowledged.jsonl").read_bytes())
+    verdict = await verdict_after("SELECT 1", stormed, tmp_path)
+    assert not verdict.passed
+    assert [each for each in verdict.faults if each.startswith(fault)], verdict.faults
+    assert fault in verdict.text()
+    assert "FAILED" in verdict.page()
