@@ -1,7 +1,7 @@
 # ruff: noqa: INP001
 """Denials: what policy refuses, to whom, and whether it was so before."""
 
-from panels import RANGE, RATE, Board, Panel, Query, Row, or_zero
+from panels import FULL, RANGE, RATE, Board, Panel, Query, Row, or_zero
 
 SELECTED = 'tenant=~"$tenant", surface=~"$surface"'
 DENIED = f'{{{SELECTED}, outcome="deny"}}'
@@ -9,6 +9,12 @@ ASKED = f"{{{SELECTED}}}"
 DECISIONS = "remit_decisions_total"
 
 REASONS = f"increase(remit_denials_total{ASKED}[{RANGE}])"
+GOING_ON = f"sum by (tenant, action, reason) (rate(remit_denials_total{ASKED}[{RATE}])) > 0"
+
+
+def seen(aggregate: str) -> str:
+    """When a reason was given to a tenant within the time range, in the milliseconds that Grafana wants."""
+    return f"{aggregate}_over_time(timestamp({GOING_ON})[{RANGE}:{RATE}]) * 1000"
 
 
 def ratio(offset: str = "", by: str = "") -> str:
@@ -27,6 +33,50 @@ BOARD = Board(
     description="What policy refuses, to whom, and whether it was so a week ago.",
     variables=[("tenant", DECISIONS), ("surface", DECISIONS)],
     rows=[
+        Row(
+            "Who",
+            [
+                Panel(
+                    "Top deniers in this time range",
+                    "Normal: the order of the tenants by size.",
+                    "A small tenant on top: an agent of theirs retries what will never be permitted. Tell them the"
+                    " reason code; denials are not to be retried.",
+                    [Query(f"topk(10, sum by (tenant) (increase({DECISIONS}{DENIED}[{RANGE}])))", "{{tenant}}")],
+                    unit="none",
+                    kind="bars",
+                ),
+                Panel(
+                    "Reasons of the tenants that are denied most",
+                    "Normal: even lines, each a tenant and a reason of its own.",
+                    "A line that begins or steps up: that is since when. Narrow the dashboard to the tenant, and go on"
+                    " with the runbook's section `RemitTenantDenialsJump`.",
+                    [
+                        Query(
+                            f"topk(10, sum by (tenant, reason) (rate(remit_denials_total{ASKED}[{RATE}])))",
+                            "{{tenant}} {{reason}}",
+                        )
+                    ],
+                    unit="reqps",
+                ),
+                Panel(
+                    "Who is denied, why, and since when",
+                    "Normal: each tenant has one or two reasons of its own, all day long. `first` and `last` are within"
+                    " the time range: a reason whose `first` is its beginning may be older, so widen it.",
+                    "A `first` that is recent: it is new. Compare it with the changes of policy (bundle revision, on"
+                    " the service's dashboard), of the tenant's flags and of its catalog; then look up the single"
+                    " decisions by tenant and reason (GET /policies/decisions): each has its input, its result and its"
+                    " revision.",
+                    [
+                        Query(f"sum by (tenant, action, reason) ({REASONS}) > 0", "denials"),
+                        Query(seen("min"), "first", unit="dateTimeAsIso"),
+                        Query(seen("max"), "last", unit="dateTimeAsIso"),
+                    ],
+                    unit="none",
+                    kind="table",
+                    width=FULL,
+                ),
+            ],
+        ),
         Row(
             "Rates",
             [
@@ -87,34 +137,6 @@ BOARD = Board(
                     [Query(f"({ratio()}) - ({WEEK_AGO})", "change")],
                     unit="percentunit",
                     kind="stat",
-                ),
-            ],
-        ),
-        Row(
-            "Who",
-            [
-                Panel(
-                    "Top deniers in this time range",
-                    "Normal: the order of the tenants by size.",
-                    "A small tenant on top: an agent of theirs retries what will never be permitted. Tell them the"
-                    " reason code; denials are not to be retried.",
-                    [Query(f"topk(10, sum by (tenant) (increase({DECISIONS}{DENIED}[{RANGE}])))", "{{tenant}}")],
-                    unit="none",
-                    kind="bars",
-                ),
-                Panel(
-                    "Reasons by tenant in this time range",
-                    "Normal: each tenant has one or two reasons of its own.",
-                    "Look up the single decisions by tenant and reason (GET /policies/decisions): each has its input,"
-                    " its result and the bundle revision.",
-                    [
-                        Query(
-                            f"topk(25, sum by (tenant, action, reason) ({REASONS}))",
-                            "denials",
-                        )
-                    ],
-                    unit="none",
-                    kind="table",
                 ),
             ],
         ),

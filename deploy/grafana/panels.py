@@ -9,6 +9,7 @@ from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometh
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
+from grafana_foundation_sdk.models import table as table_models
 
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 RATE = "$__rate_interval"
@@ -23,10 +24,11 @@ Builder = bargauge.Panel | stat.Panel | table.Panel | timeseries.Panel
 
 @dataclass(frozen=True)
 class Query:
-    """An expression, and how its series are called."""
+    """An expression, and how its series are called. In a table it is a column, which may have a unit of its own."""
 
     expr: str
     legend: str = ""
+    unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,17 @@ def build(board: Board) -> models.Dashboard:
         for panel in row.panels:
             number += 1
             built = built.with_panel(_panel(panel, number))
-    return built.build()
+    made = built.build()
+    if made.templating is not None:
+        for variable in made.templating.list_val or ():
+            # Of variables that are intervals, which these are not: Grafana's schema knows them of no other.
+            variable.auto = variable.auto_min = variable.auto_count = None
+    for each in made.panels or ():
+        options = getattr(each, "options", None)
+        if isinstance(options, table_models.Options):
+            # Nobody asked for one, and not every version of Grafana has it there.
+            options.footer = None
+    return made
 
 
 def _variable(name: str, metric: str) -> dashboard.QueryVariable:
@@ -129,7 +141,13 @@ def _panel(panel: Panel, number: int) -> Builder:
             .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         )
     elif panel.kind == "table":
-        built = table.Panel().transformations(_columns(panel))
+        built = table.Panel().transformations(_columns(panel)).show_header(True).frame_index(0)
+        for query in panel.queries:
+            if query.unit is not None:
+                unit = models.DynamicConfigValue(id_val="unit", value=query.unit)
+                built = built.override_by_name(query.legend, [unit])
+        # What was most first.
+        built = built.sort_by([common.TableSortByFieldState().display_name(panel.queries[0].legend).desc(True)])
     else:
         built = timeseries.Panel().fill_opacity(10).line_width(1).legend(_legend()).tooltip(_tooltip()).min(0)
         if panel.kind == "stack":

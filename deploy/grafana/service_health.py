@@ -135,11 +135,11 @@ BOARD = Board(
                 ),
                 Panel(
                     "Time since an OPA last fetched its bundle",
-                    "Normal: up to the length of its long poll, half a minute. An OPA that ended, say with its pod, rises"
-                    " for an hour beside the one that took its place, and is then forgotten.",
-                    "Minutes, and no other at that instance: it cannot reach the service, or does not trust what it gets; its log says which. See the"
-                    " section `RemitBundleStale` of the runbook. `refused` is 1 where new sources do not compile or"
-                    " fail their tests, and the old revision stays.",
+                    "Normal: up to the length of its long poll, half a minute. An OPA that ended, say with its pod,"
+                    " rises for an hour beside the one that took its place, and is then forgotten.",
+                    "Minutes, and no other at that instance: it cannot reach the service, or does not trust what it"
+                    " gets; its log says which. See the section `RemitBundleStale` of the runbook. `refused` is 1"
+                    " where new sources do not compile or fail their tests, and the old revision stays.",
                     [
                         Query("max by (instance, opa) (remit_opa_bundle_age_seconds)", "{{instance}} {{opa}}"),
                         Query("max by (instance) (remit_policy_bundle_refused)", "{{instance}} refused"),
