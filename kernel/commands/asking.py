@@ -33,7 +33,7 @@ from kernel.policy.contract import (
 )
 from kernel.policy.engine import Evaluated, PolicyEngine
 from kernel.policy.records import DecisionRecord
-from kernel.store import decisions, events, fences, lineage, trees
+from kernel.store import decisions, fences, lineage, trees
 from kernel.store.engine import Database, ReadSession
 from kernel.store.events import Event
 from kernel.store.lineage import Row
@@ -196,9 +196,10 @@ async def refuse(database: Database, asked: DecisionInput, evaluated: Evaluated,
     async with database.write() as session:
         if tell and asked.caller is not None and asked.tree is not None:
             tree = await trees.lock_one(session, record.tenant_id, asked.tree.root_run_id)
-            await events.append(session, denial_event(asked, record, tree.next_seq()))
-            await trees.advance(session, tree)
-        await decisions.append(session, record)
+            tree.tell(denial_event(asked, record, tree.next_seq()))
+            await trees.advance(session, tree, decided=[record])
+        else:
+            await decisions.append(session, record)
     count_decisions([record])
     return refusal_of(record)
 

@@ -347,8 +347,9 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
             grace_s=request.grace_s,
         )
         drained = await drain_at_once(session, tree, fence.cancellation_id, at_most=DRAINED_AT_ONCE)
-        await trees.advance(session, tree)
-    await decisions.append(session, allowed.record)
+        await trees.advance(session, tree, decided=[allowed.record])
+    else:
+        await decisions.append(session, allowed.record)
     return _Fenced(fence.cancellation_id, allowed.record.decision_id, repeated=repeated, drained=drained)
 
 

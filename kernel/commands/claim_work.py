@@ -20,7 +20,7 @@ from kernel.domain.events import Surface
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
 from kernel.identifiers import new_id
-from kernel.store import events, fences, leases, trees
+from kernel.store import fences, leases, trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.leases import Described, Granted, Queued
 from kernel.store.trees import LockedTree, TreeKey
@@ -173,16 +173,14 @@ class ClaimWorkCommand:
         for run in taken:
             by_tree.setdefault(run.root_run_id, []).append(run)
         rows: list[tuple[UUID, UUID, int, UUID]] = []
-        told = []
         for root_run_id, started in by_tree.items():
             tree = locked[tenant_id, root_run_id]
             seq = tree.next_seq()
             tree.moved("queued", "running", len(started))
             rows.extend((run.run_id, root_run_id, seq, new_id()) for run in started)
             changes = [Change(run.run_id, RunStatus.RUNNING, run.group_id) for run in started]
-            told.append(lifecycle_event(tree, seq, changes, Surface(started[0].surface)))
+            tree.tell(lifecycle_event(tree, seq, changes, Surface(started[0].surface)))
         granted = await leases.grant(session, tenant_id, rows, lease_s=lane.lease_s, token_s=self._token_s)
-        await events.append(session, *told)
         await trees.advance(session, *(locked[tenant_id, root_run_id] for root_run_id in by_tree))
         return granted
 

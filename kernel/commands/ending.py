@@ -12,7 +12,7 @@ from kernel.commands.lifecycle import Change, lifecycle_event
 from kernel.domain.events import Surface
 from kernel.domain.fences import FenceScope
 from kernel.domain.run import RunStatus
-from kernel.store import events, runs
+from kernel.store import runs
 from kernel.store.engine import WriteSession
 from kernel.store.runs import Run
 from kernel.store.trees import LockedTree
@@ -79,7 +79,7 @@ async def end_runs(
             tallies[run.group_id] = (successes + well, failures + (not well))
     changes = [Change(ending.run_id, ending.status, known[ending.run_id].group_id) for ending in live]
     told_on = surface or known[live[0].run_id].surface
-    await events.append(session, lifecycle_event(tree, seq, changes, told_on))
+    tree.tell(lifecycle_event(tree, seq, changes, told_on))
     aftermath.add(await count_endings(session, tree, tallies, seq=seq))
     for ending in live:
         aftermath.add(await _close_below(session, tree, known[ending.run_id], ending.status))

@@ -6,7 +6,7 @@ from uuid import UUID
 from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence, FenceScope
 from kernel.identifiers import new_id
-from kernel.store import events, fences
+from kernel.store import fences
 from kernel.store.engine import WriteSession
 from kernel.store.events import Event
 from kernel.store.trees import LockedTree
@@ -41,8 +41,7 @@ async def set_fence(
     tree.open_fences += 1
     tree.added_fences += 1
     await fences.insert(session, tree.tenant_id, tree.root_run_id, fence, grace_s=grace_s)
-    await events.append(
-        session,
+    tree.tell(
         Event(
             tenant_id=tree.tenant_id,
             root_run_id=tree.root_run_id,

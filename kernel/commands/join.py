@@ -16,7 +16,7 @@ from kernel.domain.principal import Principal
 from kernel.policy import records
 from kernel.policy.contract import Action, DecisionInput, RequestFacts
 from kernel.policy.engine import Evaluated, PolicyEngine
-from kernel.store import decisions, events, fences, groups, trees
+from kernel.store import decisions, fences, groups, trees
 from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.store.groups import Group, Propagated
 from kernel.store.trees import LockedTree
@@ -120,8 +120,9 @@ class JoinCommand:
             if not await _is_closed(session, now):
                 (await _standing(session, principal, request, now)).check_caller_active(Action.JOIN)
                 aftermath = await _change(session, tree, request, now)
-                await trees.advance(session, tree)
-            await decisions.append(session, record)
+                await trees.advance(session, tree, decided=[record])
+            else:
+                await decisions.append(session, record)
         count_decisions([record])
         aftermath.tell(self._wakeups)
 
@@ -132,7 +133,7 @@ async def _change(session: WriteSession, tree: LockedTree, request: JoinGroup, g
         return Aftermath()
     changed = await groups.reparameterise(session, group.tenant_id, group.group_id, wanted, timeout_s)
     seq = tree.next_seq()
-    await events.append(session, join_event(tree, changed, GroupStatus.RUNNING, seq=seq, complete=False))
+    tree.tell(join_event(tree, changed, GroupStatus.RUNNING, seq=seq, complete=False))
     verdict = judge(changed.parameters, changed.tally)
     return await decide_groups(session, tree, [(changed, verdict)] if isinstance(verdict, Decided) else [], seq=seq)
 

@@ -8,7 +8,7 @@ from kernel.commands.fencing import set_fence
 from kernel.domain.events import EventType
 from kernel.domain.fences import FenceScope
 from kernel.domain.joins import Decided, GroupStatus, judge
-from kernel.store import events, fences, groups
+from kernel.store import fences, groups
 from kernel.store.engine import WriteSession
 from kernel.store.events import Event
 from kernel.store.groups import Group
@@ -69,9 +69,7 @@ async def decide_groups(
             for group, verdict, own in decided
         ],
     )
-    await events.append(
-        session, *(join_event(tree, group, verdict.status, seq=own, complete=True) for group, verdict, own in decided)
-    )
+    tree.tell(*(join_event(tree, group, verdict.status, seq=own, complete=True) for group, verdict, own in decided))
     for group, verdict, _ in decided:
         aftermath.joins[group.tenant_slug, group.parameters.mode.value, verdict.status.value] += 1
         aftermath.groups.add((group.tenant_id, group.group_id))

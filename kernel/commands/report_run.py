@@ -12,7 +12,7 @@ from kernel.commands.spawning.refusals import count_refusal
 from kernel.domain.errors import ForbiddenError, InvalidRequestError, LeaseLostError, RemitError
 from kernel.domain.principal import Principal
 from kernel.domain.run import REPORTABLE, TERMINAL, RunStatus, check_transition
-from kernel.store import events, fences, runs, trees
+from kernel.store import fences, runs, trees
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 
@@ -108,7 +108,7 @@ async def _move(locked: LockedRun, status: RunStatus) -> Aftermath:
     tree.moved(run.status.value, status.value)
     await runs.move(locked.session, run.tenant_id, run.run_id, status, seq=seq)
     change = Change(run.run_id, status, run.group_id)
-    await events.append(locked.session, lifecycle_event(tree, seq, [change], run.surface))
+    tree.tell(lifecycle_event(tree, seq, [change], run.surface))
     aftermath = Aftermath()
     aftermath.transitions[run.tenant_slug, status.value] += 1
     return aftermath

@@ -11,7 +11,7 @@ from kernel.commands.ending import Ending, end_runs
 from kernel.commands.lifecycle import Change, lifecycle_event
 from kernel.domain.run import RunStatus
 from kernel.reconcilers.sweep import Sweep
-from kernel.store import events, fences, leases, runs
+from kernel.store import fences, leases, runs
 from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.store.runs import Run
 from kernel.store.trees import LockedTree, TreeKey
@@ -63,7 +63,7 @@ async def _requeue(session: WriteSession, tree: LockedTree, again: Sequence[Run]
         aftermath.transitions[run.tenant_slug, RunStatus.QUEUED.value] += 1
         aftermath.queued[run.tenant_id, run.agent_id] += 1
     changes = [Change(run.run_id, RunStatus.QUEUED, run.group_id) for run in again]
-    await events.append(session, lifecycle_event(tree, tree.next_seq(), changes, again[0].surface))
+    tree.tell(lifecycle_event(tree, tree.next_seq(), changes, again[0].surface))
     return aftermath
 
 

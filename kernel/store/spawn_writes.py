@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from kernel.policy.records import DecisionRecord
-from kernel.store import decisions, events, trees
+from kernel.store import trees
 from kernel.store.engine import WriteSession
-from kernel.store.events import Event
 from kernel.store.trees import LockedTree
 
 GROUPS = """
@@ -56,27 +55,12 @@ WHERE r.tenant_id = q.tenant_id AND r.run_id = q.parent_run_id
 """
 
 
-def _shift(statement: str, by: int) -> str:
-    """The same statement with its parameters numbered from `by + 1`."""
-    for number in range(30, 0, -1):
-        statement = statement.replace(f"${number}::", f"${number + by}::")
-    return statement
-
-
-# Decisions, events and counters in one round trip: every spawn writes all three.
-JOURNAL = f"""
-WITH decided AS ({decisions.APPEND}), told AS ({_shift(events.APPEND, 12)})
-{_shift(trees.ADVANCE, 20)}
-"""
-
-
 @dataclass(slots=True)
 class SpawnWrites:
     """Rows of a batch, gathered while its trees are locked. The trees are those that the batch changes."""
 
     groups: list[tuple[object, ...]] = field(default_factory=list)
     runs: list[tuple[object, ...]] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
     decisions: list[DecisionRecord] = field(default_factory=list)
     trees: dict[tuple[UUID, UUID], LockedTree] = field(default_factory=dict)
 
@@ -87,12 +71,7 @@ async def write(session: WriteSession, writes: SpawnWrites) -> None:
         await session.driver.execute(GROUPS, *_turn(writes.groups))
     if writes.runs:
         await session.driver.execute(RUNS, *_turn(writes.runs))
-    await session.driver.execute(
-        JOURNAL,
-        *decisions.columns(writes.decisions),
-        *events.columns(writes.events),
-        *trees.advance_columns(writes.trees.values()),
-    )
+    await trees.advance(session, *writes.trees.values(), decided=writes.decisions)
 
 
 def _turn(rows: list[tuple[object, ...]]) -> list[list[object]]:

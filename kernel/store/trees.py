@@ -1,10 +1,14 @@
 """The tree lock: one row per root run, locked before anything else of that tree is read or changed."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
+from kernel.policy.records import DecisionRecord
+from kernel.store import decisions, events
 from kernel.store.engine import WriteSession
+from kernel.store.events import Event
 
 # In one order for everybody, so that two batches never wait for each other in a ring. The statement reads no other
 # table: its snapshot is older than its wait, and only the locked row itself is read anew after the wait.
@@ -40,6 +44,18 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::int[], $5::int[], $6::int[
 WHERE t.tenant_id = q.tenant_id AND t.root_run_id = q.root_run_id
 """
 
+
+def _renumbered(statement: str, by: int) -> str:
+    """The same statement with its parameters numbered from `by + 1`."""
+    return re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + by}", statement)
+
+
+# What is told, what was decided and what is counted, in one round trip: nearly every change of a tree writes all three.
+JOURNAL = f"""
+WITH decided AS ({decisions.APPEND}), told AS ({_renumbered(events.APPEND, 12)})
+{_renumbered(ADVANCE, 20)}
+"""
+
 TreeKey = tuple[UUID, UUID]
 
 
@@ -57,11 +73,16 @@ class LockedTree:
     queued: int = 0
     running: int = 0
     paused: int = 0
+    told: list[Event] = field(default_factory=list)
 
     def next_seq(self) -> int:
         """Take the next number of the tree's sequence; whoever takes one writes one event with it."""
         self.seq += 1
         return self.seq
+
+    def tell(self, *told: Event) -> None:
+        """Have events written with the counters."""
+        self.told.extend(told)
 
     def moved(self, before: str | None, after: str | None, count: int = 1) -> None:
         """Count runs that went from one status to another (None: they did not exist, or are terminal)."""
@@ -89,12 +110,21 @@ async def lock_available(session: WriteSession, keys: Iterable[TreeKey], at_most
     return {(row["tenant_id"], row["root_run_id"]): LockedTree(*row.values()) for row in rows}
 
 
-async def advance(session: WriteSession, *locked: LockedTree) -> None:
-    """Write the counters of locked trees back."""
-    await session.driver.execute(ADVANCE, *advance_columns(locked))
+async def advance(session: WriteSession, *locked: LockedTree, decided: Sequence[DecisionRecord] = ()) -> None:
+    """Write the counters of locked trees back, with what is told of them and the records of decisions.
+
+    Whoever has taken a number of a tree's sequence ends with this.
+    """
+    told = [event for tree in locked for event in tree.told]
+    if not told and not decided:
+        await session.driver.execute(ADVANCE, *_columns(locked))
+        return
+    await session.driver.execute(JOURNAL, *decisions.columns(decided), *events.columns(told), *_columns(locked))
+    for tree in locked:
+        tree.told.clear()
 
 
-def advance_columns(locked: Iterable[LockedTree]) -> list[list[object]]:
+def _columns(locked: Iterable[LockedTree]) -> list[list[object]]:
     """The arrays that `ADVANCE` takes."""
     rows = [
         (

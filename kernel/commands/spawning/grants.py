@@ -61,7 +61,7 @@ def grant(prepared: Prepared, evaluated: Evaluated, tree: LockedTree, writes: Sp
     if given.group_id is not None:
         writes.groups.append(_group_row(given, request_digests, policy_snapshot))
     writes.runs.extend(_run_rows(given, request_digests, policy_snapshot))
-    writes.events.append(_event(given))
+    tree.tell(_event(given))
     writes.decisions.append(given.record)
     writes.trees[tree.tenant_id, tree.root_run_id] = tree
     return _answer(given)

@@ -89,7 +89,7 @@ class Verdicts:
         record = records.record(prepared.question, evaluated)
         self._writes.decisions.append(record)
         self._writes.trees[tree.tenant_id, tree.root_run_id] = tree
-        self._writes.events.append(
+        tree.tell(
             Event(
                 tenant_id=order.tenant_id,
                 root_run_id=tree.root_run_id,
