@@ -6,7 +6,9 @@ because keys are derived from what is checkpointed.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, get_type_hints
 
 import structlog
@@ -73,9 +75,42 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
 # answer of a tool, which might be others if they were asked for again, it goes the same way after a crash.
 DURABILITY: Final = "sync"
 
-_Compiled = CompiledStateGraph[Kept, Lineage, Kept, Kept]
-
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A run while this process executes it, with what waits in it beyond the step in which that has begun."""
+
+    lineage: Lineage
+    _waits: dict[str, asyncio.Task[Outcome]] = field(default_factory=dict)
+    _step: int = 0
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def moved_on(self, step: int) -> asyncio.Event:
+        """Set when a node of a step is done, so that what follows it need not wait for the others of the step."""
+        if step != self._step:
+            self._step, self._moved = step, asyncio.Event()
+        return self._moved
+
+    def wait(self, node_id: str, execution: Callable[[], Coroutine[None, None, Outcome]]) -> asyncio.Task[Outcome]:
+        """What a node waits for: begun, or still under way since an earlier step."""
+        if node_id not in self._waits:
+            self._waits[node_id] = asyncio.create_task(execution(), name=f"{self.lineage.run_id} waits: {node_id}")
+        return self._waits[node_id]
+
+    def waited(self, node_id: str) -> None:
+        """What a node waited for is there."""
+        del self._waits[node_id]
+
+    async def leave(self) -> None:
+        """Wait for nothing any more."""
+        for wait in self._waits.values():
+            wait.cancel()
+        await asyncio.gather(*self._waits.values(), return_exceptions=True)
+
+
+_Compiled = CompiledStateGraph[Kept, _UnderWay, Kept, Kept]
 
 
 class LangGraphRuntime:
@@ -110,19 +145,22 @@ class LangGraphRuntime:
         begun = resumed and await saver.aget_tuple(config) is not None
         first: Kept = {"input": dict(run_input), "context": lineage.document()}
         compiled = self._compiled(graph).copy({"checkpointer": saver})
+        under_way = _UnderWay(lineage)
         try:
             # Nothing of a run is told to a tracing service, whatever the environment says.
             with tracing_context(enabled=False):
                 kept = await compiled.ainvoke(
                     None if begun else first,
                     config,
-                    context=lineage,
+                    context=under_way,
                     durability=DURABILITY,
                     stream_mode="values",
                     output_keys=list(ends),
                 )
         except GraphRecursionError:
             raise GraphRunError("graph_too_long", f"the graph took more than {MAX_STEPS} steps") from None
+        finally:
+            await under_way.leave()
         return _output({end: kept[channel] for channel, end in ends.items() if channel in (kept or ())})
 
     def _compiled(self, graph: Graph) -> _Compiled:
@@ -139,7 +177,7 @@ class LangGraphRuntime:
         # LangGraph takes the channels of a state from its type.
         types = {**get_type_hints(Kept, include_extras=True), **dict.fromkeys(channels.values(), Made)}
         kept: Any = type("Kept", (dict,), {"__annotations__": types})
-        builder: Any = StateGraph(kept, Lineage)
+        builder: Any = StateGraph(kept, _UnderWay)
         for node in graph.nodes.values():
             step = _Step(self._commands, self._turns, graph, ways, node, names, channels)
             builder.add_node(names[node.id], step.take, input_schema=kept)
@@ -172,7 +210,11 @@ class _Step:
         self._can_be_denied = bool(targets) and all(graph.nodes[target].type in ROUTING for target in targets)
 
     async def take(self, kept: Kept, runtime: Any) -> Command[str]:
-        """Execute the node, unless it waits for others, and go on."""
+        """Execute the node, unless it waits for others, and go on.
+
+        A step ends with the last of its nodes. What waits for others outside the graph would hold up whatever follows
+        its neighbours; so when one of them is done, it ends the step with them, and waits on in the next one.
+        """
         node_id = self._node.id
         here: Frontier = kept.get("frontier") or {"step": 0, "nodes": [node_id], "parked": []}
         if self._ways.must_wait(node_id, here):
@@ -182,8 +224,20 @@ class _Step:
         made = {name: by_channel[channel] for name, channel in self._channels.items() if channel in by_channel}
         state = GraphState(kept["input"], kept["context"], made)
         iteration = state.visits(node_id)
+        under_way: _UnderWay = runtime.context
+        moved_on = under_way.moved_on(here["step"])
         try:
-            outcome = await self._execute(state, runtime.context, iteration)
+            if self._node.type not in WAITING:
+                outcome = await self._execute(state, under_way.lineage, iteration)
+            else:
+                waits = under_way.wait(node_id, partial(self._execute, state, under_way.lineage, iteration))
+                if len(here["nodes"]) > 1:
+                    await _either(waits, moved_on)
+                    if not waits.done():
+                        still: Frontier = {"step": here["step"] + 1, "nodes": [node_id], "parked": []}
+                        return Command(update={"frontier": still}, goto=self._names[node_id])
+                outcome = await waits
+                under_way.waited(node_id)
         except (RunCancelledError, CallerNotActiveError) as error:
             raise GraphInterruptedError(error.detail) from error
         except RemitError as error:
@@ -198,6 +252,7 @@ class _Step:
                 reasons=reasons,
                 decision_id=outcome.output["decision_id"],
             )
+        moved_on.set()
         targets = self._graph.routes.get(node_id, {}).get(outcome.handle, ())
         frontier: Frontier = {"step": here["step"] + 1, "nodes": sorted(targets), "parked": []}
         now: Made = {"output": outcome.output, "step": here["step"], "visits": iteration + 1}
@@ -224,6 +279,15 @@ class _Step:
             return await _persist(lambda: executor(visit), visit)
         async with self._turns:
             return await _persist(lambda: executor(visit), visit)
+
+
+async def _either(task: asyncio.Task[Outcome], event: asyncio.Event) -> None:
+    """Wait for the one or the other."""
+    other = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((task, other), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        other.cancel()
 
 
 async def _persist(attempt: Callable[[], Awaitable[Outcome]], visit: Visit) -> Outcome:

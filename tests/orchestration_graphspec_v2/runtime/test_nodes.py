@@ -110,6 +110,102 @@ async def test_ways_that_part_meet_once(kit: Kit) -> None:
     assert finished["output"] == {"both": {"a": 1, "b": 2}}
 
 
+async def test_a_join_does_not_hold_up_what_goes_on_beside_it(kit: Kit) -> None:
+    await kit.agent("worker")
+    definition = graph(
+        [
+            node("fan", "spawn_group", targets=[{"target_agent_slug": "worker"}] * 2, scope_subset=["read"]),
+            node("part", "parallel"),
+            node("wait", "join"),
+            node("first", "transform", expressions={"runs": "nodes.fan.spawned_run_ids"}),
+            node("second", "transform", expressions={"runs": "nodes.first.runs"}),
+            node("third", "cancel_subtree", {"run_id": "nodes.second.runs[0]"}),
+            node(
+                "meet", "transform", expressions={"join": "nodes.wait.status", "cancel": "nodes.third.cancelled_count"}
+            ),
+            node("after", "transform", expressions={"both": "nodes.meet"}),
+        ],
+        "start -> fan",
+        "fan -> part",
+        "part -> wait",
+        "part -> first",
+        "first -> second",
+        "second -> third",
+        "third -> meet",
+        *joined("wait", "meet"),
+        "meet -> after",
+        "after -> end",
+    )
+    run = await start(kit, await graph_agent(kit, definition))
+    # Nobody ends the first member: the graph itself does, beside the join that waits for it.
+    async with asyncio.timeout(20):
+        while True:
+            tree = done(await kit.api.get(f"/agents/runs/{run.run_id}/tree"))["tree"]
+            if "cancelled" in {child["status"] for child in tree["children"]}:
+                break
+            await asyncio.sleep(0.02)
+    await play(kit, "completed")
+    finished = await ended(kit, run.run_id)
+    assert finished["output"] == {"both": {"join": "completed_with_errors", "cancel": 1}}, finished
+
+
+async def test_two_joins_side_by_side_each_go_on_when_they_are_decided(kit: Kit) -> None:
+    await kit.agent("worker")
+    worker = {"target_agent_slug": "worker"}
+    definition = graph(
+        [
+            node("part", "parallel"),
+            node("left", "spawn_group", targets=[worker], scope_subset=["read"]),
+            node("right", "spawn_group", targets=[{"target_agent_slug": "other"}], scope_subset=["read"]),
+            node("wait_left", "join", {"orchestration_group_id": "nodes.left.orchestration_group_id"}),
+            node("wait_right", "join", {"orchestration_group_id": "nodes.right.orchestration_group_id"}),
+            node("next", "spawn_run", target_agent_slug="third", scope_subset=["read"]),
+            node("end", "end", output={"left": "nodes.wait_left.status", "right": "nodes.wait_right.status"}),
+        ],
+        "start -> part",
+        "part -> left",
+        "part -> right",
+        "left -> wait_left",
+        "right -> wait_right",
+        *joined("wait_left", "next"),
+        "next -> end",
+        *joined("wait_right", "end"),
+    )
+    for slug in ("other", "third"):
+        await kit.agent(slug)
+    run = await start(kit, await graph_agent(kit, definition, may_spawn=["worker", "other", "third"]))
+    await play(kit, "completed")
+    # What follows the left is there while the right one still waits.
+    await play(kit, "completed", slug="third")
+    await play(kit, "failed", slug="other")
+    finished = await ended(kit, run.run_id)
+    assert finished["output"] == {"left": "completed", "right": "completed_with_errors"}, finished
+
+
+async def test_a_way_that_fails_ends_what_waits_beside_it(kit: Kit) -> None:
+    await kit.agent("worker")
+    definition = graph(
+        [
+            node("fan", "spawn_group", targets=[{"target_agent_slug": "worker"}], scope_subset=["read"]),
+            node("part", "parallel"),
+            node("wait", "join"),
+            node("calm", "transform", expressions={"a": "`1`"}),
+            node("bad", "transform", expressions={"a": "length(`1`)"}),
+        ],
+        "start -> fan",
+        "fan -> part",
+        "part -> wait",
+        "part -> calm",
+        "calm -> bad",
+        "bad -> end",
+        *joined("wait"),
+    )
+    run = await start(kit, await graph_agent(kit, definition))
+    finished = await ended(kit, run.run_id)
+    assert (finished["status"], finished["error"]["code"]) == ("failed", "expression_failed"), finished
+    assert finished["error"]["node_id"] == "bad"
+
+
 async def test_cancelling_the_run_stops_its_graph_and_its_children(kit: Kit) -> None:
     await kit.agent("worker")
     definition = graph(
