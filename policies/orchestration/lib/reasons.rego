@@ -18,6 +18,14 @@ reason(annotations, arguments, facts) := object.union(
 # description: The reason of a limit, with its numbers; those that are no counts are left out, and told as unknown.
 exceeded(annotations, limit, observed, requested) := reason(
 	annotations,
+	[limit, observed, requested],
+	{"limit": limit, "observed": observed, "requested": requested},
+) if {
+	is_count(limit)
+	is_count(observed)
+	is_count(requested)
+} else := reason(
+	annotations,
 	[told(limit), told(observed), told(requested)],
 	{"limit": counted(limit), "observed": counted(observed), "requested": counted(requested)},
 )

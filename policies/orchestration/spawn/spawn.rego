@@ -30,7 +30,7 @@ decision := {
 	},
 	"headroom": {"depth": shape.depth_left, "fanout": shape.fanout_left, "children_total": total_left},
 } if {
-	count(denials) == 0
+	denials == set()
 	effective := policy.effective
 } else := {
 	"allow": false,

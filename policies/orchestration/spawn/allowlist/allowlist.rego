@@ -12,16 +12,8 @@ import data.orchestration.lib
 #   short_name: allowlist_empty
 #   message: the orchestrator's allowlist has no entry
 deny contains reason if {
-	not some_entry
+	not input.allowlist[0]
 	reason := lib.reason(rego.metadata.rule(), [], {})
-}
-
-# METADATA
-# title: Some entry
-# description: Whether there is a list with an entry in it.
-some_entry if {
-	is_array(input.allowlist)
-	count(input.allowlist) > 0
 }
 
 # METADATA
@@ -31,8 +23,8 @@ some_entry if {
 #   short_name: target_not_allowlisted
 #   message: agent %v is not on the orchestrator's allowlist
 deny contains reason if {
-	some_entry
 	allowlist := input.allowlist
+	allowlist[0]
 	some target in input.targets
 	not _listed(target, allowlist)
 	reason := lib.about_target(rego.metadata.rule(), target)

@@ -13,16 +13,8 @@ import data.orchestration.policy
 #   short_name: scope_required
 #   message: a spawn names at least one scope
 deny contains reason if {
-	not some_scope
+	not input.request.scopes[0]
 	reason := lib.reason(rego.metadata.rule(), [], {})
-}
-
-# METADATA
-# title: Some scope
-# description: Whether the request names a scope.
-some_scope if {
-	is_array(input.request.scopes)
-	count(input.request.scopes) > 0
 }
 
 # METADATA
@@ -44,6 +36,6 @@ deny contains reason if {
 # title: Permitted
 # description: Whether the orchestrator's policy permits the scopes; one that names none permits any.
 # scope: document
-permitted if count(policy.effective.allowed_scope_subset) == 0
+permitted if policy.effective.allowed_scope_subset == []
 
 permitted if lib.within(input.request.scopes, policy.effective.allowed_scope_subset)
