@@ -1,7 +1,7 @@
 # ruff: noqa: INP001
 """Denials: what policy refuses, to whom, and whether it was so before."""
 
-from panels import FULL, RANGE, RATE, Board, Panel, Query, Row, or_zero
+from panels import FULL, RANGE, RATE, STEP, Board, Panel, Query, Row, or_zero
 
 SELECTED = 'tenant=~"$tenant", surface=~"$surface"'
 DENIED = f'{{{SELECTED}, outcome="deny"}}'
@@ -14,7 +14,7 @@ GOING_ON = f"sum by (tenant, action, reason) (rate(remit_denials_total{ASKED}[{R
 
 def seen(aggregate: str) -> str:
     """When a reason was given to a tenant within the time range, in the milliseconds that Grafana wants."""
-    return f"{aggregate}_over_time(timestamp({GOING_ON})[{RANGE}:{RATE}]) * 1000"
+    return f"{aggregate}_over_time(timestamp({GOING_ON})[{RANGE}:{STEP}]) * 1000"
 
 
 def ratio(offset: str = "", by: str = "") -> str:

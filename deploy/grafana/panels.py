@@ -14,6 +14,7 @@ from grafana_foundation_sdk.models import table as table_models
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 RATE = "$__rate_interval"
 RANGE = "$__range"
+STEP = "$__interval"
 # In Grafana's grid of 24 columns.
 HALF, FULL = 12, 24
 HEIGHT = 8

@@ -11,7 +11,7 @@ DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 RULES = DEPLOY / "prometheus" / "rules.yaml"
 
 # What Grafana puts in for `All`, and for a scrape each second.
-VARIABLES = {"$__rate_interval": "30s", "$__range": "1m", "$tenant": ".*", "$surface": ".*"}
+VARIABLES = {"$__interval": "1s", "$__rate_interval": "30s", "$__range": "1m", "$tenant": ".*", "$surface": ".*"}
 
 
 @dataclass(frozen=True)
