@@ -12,6 +12,8 @@ from tests.orchestration_parity.stage import Cue, Stage
 from tests.orchestration_parity.story import Agent, Step
 
 GOOD = {"completed", "completed_with_errors"}
+# A group with less time than this is left to run out of it.
+SOON_S = 10
 HANDLE_OF = {"empty": "completed", "cancelled": "failed"}
 
 
@@ -24,7 +26,11 @@ class RefusedError(Exception):
 
 
 class Client:
-    """An orchestrator that calls the primitives itself, as the run that it has claimed."""
+    """An orchestrator that calls the primitives itself, as the run that it has claimed.
+
+    In an improvised scenario what is to be played while it waits is played as far as there is somebody to play it; then
+    children end well until the group is decided. What was played is noted on the stage.
+    """
 
     def __init__(self, stage: Stage, path: tuple[str, ...], run: dict[str, Any], cues: list[Cue]) -> None:
         self._stage = stage
@@ -35,6 +41,7 @@ class Client:
         self._joins = 0
         self._latest: dict[str, Any] = {}
         self._group: str | None = None
+        self._timeout_s = 0
         self.told: dict[str, Any] = {}
         self.problem: dict[str, Any] | None = None
 
@@ -77,12 +84,19 @@ class Client:
             if error.problem["code"] != "policy_denied" or "denied" not in step.branches:
                 raise
             self._latest = self.told[step.id] = {"status": "denied", "reasons": error.problem["reasons"]}
+            if step.kind == "spawn_group":
+                # What was asked for last is what is to be joined, and no older group in its place.
+                self._group = None
             return "denied"
-        self._group = answer.get("orchestration_group_id", self._group)
+        if "orchestration_group_id" in answer:
+            self._group, self._timeout_s = answer["orchestration_group_id"], answer["timeout_s"]
         self._latest = self.told[step.id] = {"status": "spawned", **answer}
         return "next"
 
     async def _join(self, step: Step) -> str:
+        if self._group is None:
+            # The primitive knows no latest group; a graph that does not, either, says so in its own words.
+            raise RefusedError({"code": "join_without_group"})
         self._joins += 1
         asked = {"orchestration_group_id": self._group, "wait_s": 60, **step.args}
         calling = asyncio.create_task(self._call("join", asked))
@@ -93,7 +107,10 @@ class Client:
             self._joins -= 1
         else:
             await waiting
-            await self._perform(step.play)
+            if self._stage.scenario.improvised:
+                await self._improvise(step, asked["orchestration_group_id"])
+            else:
+                await self._perform(step.play)
         self._latest = self.told[step.id] = await calling
         status: str = self._latest["status"]
         return HANDLE_OF.get(status, status)
@@ -114,6 +131,37 @@ class Client:
             await lead.play(agent)
             cue = Cue(self._path, self._joins, [])
             self._cues.append(cue)
+
+    async def _improvise(self, step: Step, group_id: str) -> None:
+        if step.args.get("timeout_s", self._timeout_s) < SOON_S:
+            # Nobody is to end in time, or it would be a race.
+            return
+        suggested, performed = list(step.play), self._stage.performed.setdefault(step.id, [])
+        while await self._stage.undecided(group_id):
+            action = await self._possible(suggested.pop(0) if suggested else "completed")
+            if action is None:
+                continue
+            performed.append(action)
+            await self._perform([action])
+            if action == "cancel_orchestrator":
+                return
+
+    async def _possible(self, action: Any) -> Any:
+        """The action as it can be done now, if it can; where nobody else is left, whoever is held goes on."""
+        if action == "release":
+            return action if self._stage.held else None
+        if action not in {"completed", "failed", "cancelled", "hold"}:
+            return action
+        queued = await self._stage.queued()
+        if "worker" in queued:
+            return action
+        leads = [slug for slug in sorted(queued) if self._stage.scenario.agents[slug].steps]
+        if leads:
+            return leads[0]
+        if queued:
+            return {"failed" if action == "failed" else "completed": min(queued)}
+        assert self._stage.held, "nobody is left who could decide the group"
+        return "release"
 
     def _judge(self, step: Step) -> str:
         action, status = self._latest.get("suggested_action"), self._latest.get("status")

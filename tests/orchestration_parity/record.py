@@ -61,7 +61,10 @@ async def record(stage: Stage, told: dict[str, Any], ended_by: str | None) -> di
         "steps": steps if ended == "completed" else {},
         "runs": [dict(run) for run in runs],
         "groups": [dict(group) for group in groups],
-        "decisions": [dict(decision) for decision in decisions],
+        # Orchestrators at work at once take no turns; each one's own decisions have their order.
+        "decisions": sorted(
+            (dict(decision) for decision in decisions), key=lambda one: names[str(one["caller_run_id"])]
+        ),
         "events": ordered,
         "cancelled": cancelled,
     }

@@ -38,6 +38,7 @@ class Stage:
     boss: Run
     ids: dict[str, str] = field(default_factory=dict)
     held: list[dict[str, Any]] = field(default_factory=list)
+    performed: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
     async def set(cls, kit: Kit, database: Database, scenario: Scenario, surface: str) -> "Stage":
@@ -53,11 +54,10 @@ class Stage:
             if not agent.steps:
                 done(await kit.api.post(f"/agents/{ids[agent.slug]}/publish"))
         # Leads before those who spawn them.
-        for agent in orchestrators:
-            if surface == "graph" and not scenario.compiles:
-                await _publish_unseen(kit, database, ids[agent.slug])
-            else:
-                done(await kit.api.post(f"/agents/{ids[agent.slug]}/publish"))
+        compiled = [await _publish(kit, database, ids[agent.slug]) for agent in orchestrators]
+        if surface == "graph":
+            scenario.compiles = all(compiled) if scenario.improvised else scenario.compiles
+            assert scenario.compiles == all(compiled)
         for agent in orchestrators:
             await _permit(kit, ids[agent.slug], {**GENEROUS, **agent.policy}, agent.allow)
         for agent in scenario.agents.values():
@@ -91,6 +91,9 @@ class Stage:
         match action:
             case "completed" | "failed" | "cancelled":
                 await self.complete(await self.claim("worker"), action)
+            case {"completed": slug} | {"failed": slug}:
+                (status,) = action
+                await self.complete(await self.claim(slug), status)
             case "hold":
                 self.held.append(await self.claim("worker"))
             case "release":
@@ -134,6 +137,34 @@ class Stage:
             while not await self._is_over(run_id):  # noqa: ASYNC110 - it happens in the database
                 await asyncio.sleep(LOOK_S)
 
+    async def undecided(self, group_id: str) -> bool:
+        """Whether a group's members may still decide it."""
+        async with self.database.read() as session:
+            found: bool = await session.driver.fetchval(
+                "SELECT status = 'running' FROM orchestration_groups WHERE tenant_id = $1 AND group_id = $2",
+                UUID(self.kit.tenant_id),
+                UUID(group_id),
+            )
+        return found
+
+    async def queued(self) -> frozenset[str]:
+        """The agents of whom there is a run to claim, once every fence is drained."""
+        tree = (UUID(self.kit.tenant_id), UUID(self.boss.run_id))
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                async with self.database.read() as session:
+                    fences = await session.driver.fetchval(
+                        "SELECT open_fences FROM run_trees WHERE tenant_id = $1 AND root_run_id = $2", *tree
+                    )
+                    slugs = await session.driver.fetch(
+                        "SELECT DISTINCT a.slug FROM agent_runs r JOIN agents a USING (tenant_id, agent_id)"
+                        " WHERE r.tenant_id = $1 AND r.root_run_id = $2 AND r.status = 'queued'",
+                        *tree,
+                    )
+                if not fences:
+                    return frozenset(row["slug"] for row in slugs)
+                await asyncio.sleep(LOOK_S)
+
     async def _child(self, run_id: str, key: str) -> str | None:
         async with self.database.read() as session:
             found = await session.driver.fetchval(
@@ -174,11 +205,15 @@ async def _make(kit: Kit, agent: Agent, *, as_graph: bool) -> str:
     return agent_id
 
 
-async def _publish_unseen(kit: Kit, database: Database, agent_id: str) -> None:
-    """Publish a graph that does not compile, so that what it does is refused when it runs."""
-    refused(await kit.api.post(f"/agents/{agent_id}/publish"), 422, "graph_invalid")
+async def _publish(kit: Kit, database: Database, agent_id: str) -> bool:
+    """Publish an agent; one whose graph does not compile unseen, so that what it does is refused when it runs."""
+    published = await kit.api.post(f"/agents/{agent_id}/publish")
+    if published.is_success:
+        return True
+    refused(published, 422, "graph_invalid")
     async with database.write() as session:
         await session.driver.execute("UPDATE agents SET status = 'published' WHERE agent_id = $1", UUID(agent_id))
+    return False
 
 
 async def _permit(kit: Kit, agent_id: str, policy: dict[str, Any] | None, allow: Sequence[str]) -> None:

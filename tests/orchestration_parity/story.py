@@ -24,6 +24,7 @@ A scenario tells what one orchestrator does, step by step, and what its children
     repeat: [s1]                # calls that are made once more at the end
     ends: completed             # how the orchestrator is expected to end, or the code that ended it
     compiles: false             # for a graph that would be refused before it runs
+    improvised: true            # what is played is a suggestion: see `Client`; then nothing is expected of its end
 
 Steps are numbered `s1`, `s2` … in the order in which they are written, unless they have an `id`; that is the node in
 the graph, the `parent_node_id` of the primitive, and the key of both.
@@ -79,10 +80,18 @@ class Scenario:
     repeat: list[str]
     ends: str
     compiles: bool
+    improvised: bool = False
 
     @property
     def orchestrator(self) -> Agent:
         return self.agents["orchestrator"]
+
+    def settle(self, performed: dict[str, list[Any]], *, repeat: list[str], ends: str) -> None:
+        """Take over what was improvised: what was played in each join, what can be repeated, and how it ended."""
+        for agent in self.agents.values():
+            for step in walk(agent.steps):
+                step.play = performed.get(step.id, [])
+        self.repeat, self.ends = repeat, ends
 
     def step(self, step_id: str) -> Step:
         return next(step for agent in self.agents.values() for step in walk(agent.steps) if step.id == step_id)
@@ -98,7 +107,7 @@ def walk(steps: list[Step]) -> Iterator[Step]:
 def load() -> list[Scenario]:
     """Every scenario of every file."""
     found = [
-        _scenario(document)
+        scenario_of(document)
         for path in sorted(SCENARIOS.glob("*.yaml"))
         for document in yaml.safe_load(path.read_text())
     ]
@@ -107,8 +116,9 @@ def load() -> list[Scenario]:
     return found
 
 
-def _scenario(document: dict[str, Any]) -> Scenario:
-    known = {"name", "policy", "allow", "agents", "scopes", "steps", "repeat", "ends", "compiles"}
+def scenario_of(document: dict[str, Any]) -> Scenario:
+    """A scenario as it is written."""
+    known = {"name", "policy", "allow", "agents", "scopes", "steps", "repeat", "ends", "compiles", "improvised"}
     assert set(document) <= known, (document["name"], set(document) - known)
     agents = {"worker": Agent("worker")}
     for slug, told in (document.get("agents") or {}).items():
@@ -126,7 +136,45 @@ def _scenario(document: dict[str, Any]) -> Scenario:
         document.get("repeat") or [],
         document.get("ends", "completed"),
         document.get("compiles", True),
+        document.get("improvised", False),
     )
+
+
+def tell(scenario: Scenario) -> dict[str, Any]:
+    """A scenario as it would be written; the inverse of `scenario_of`."""
+    boss = scenario.orchestrator
+    agents = {
+        agent.slug: {
+            **({"published": False} if not agent.published else {}),
+            **({"tags": agent.tags} if agent.tags else {}),
+            **({"steps": _told(agent.steps), "policy": agent.policy, "allow": agent.allow} if agent.steps else {}),
+        }
+        for agent in scenario.agents.values()
+        if agent is not boss and agent != Agent("worker")
+    }
+    return {
+        "name": scenario.name,
+        **({"agents": agents} if agents else {}),
+        **({"policy": boss.policy} if boss.policy else {}),
+        "allow": boss.allow,
+        "scopes": scenario.scopes,
+        "steps": _told(boss.steps),
+        **({"repeat": scenario.repeat} if scenario.repeat else {}),
+        "ends": scenario.ends,
+        **({} if scenario.compiles else {"compiles": False}),
+        **({"improvised": True} if scenario.improvised else {}),
+    }
+
+
+def _told(steps: list[Step]) -> list[dict[str, Any]]:
+    return [
+        {
+            step.kind: {"id": step.id, **step.args},
+            **({"play": step.play} if step.play else {}),
+            **({"when": {name: _told(branch) for name, branch in step.branches.items()}} if step.branches else {}),
+        }
+        for step in steps
+    ]
 
 
 class _Numbered:

@@ -1,18 +1,14 @@
 """The same scenario, through a graph and through the primitives: the same decisions, runs, groups and events."""
 
 import asyncio
-import difflib
 from collections.abc import AsyncIterator
 
 import pytest
 import yaml
 
 from service.dependencies import Services
-from tests.kit import Api, Kit, done
-from tests.orchestration_parity.drawing import spawn_config
-from tests.orchestration_parity.playing import through_a_graph, through_primitives
-from tests.orchestration_parity.record import record
-from tests.orchestration_parity.stage import Cue, Stage
+from tests.kit import Api
+from tests.orchestration_parity.comparing import play_both, side_by_side
 from tests.orchestration_parity.story import Scenario, load
 
 AT_ONCE = 8
@@ -43,9 +39,6 @@ JOINS = {
     ("first_success", "completed"),
     ("first_success", "failed"),
 }
-WIDTH = 90
-CONTEXT = 3
-
 Plays = dict[str, "asyncio.Task[tuple[str, str]]"]
 
 
@@ -87,45 +80,3 @@ async def test_the_scenarios_cover_every_denial_and_every_outcome_of_a_join(play
         joins |= {(group["join_mode"], group["status"]) for group in by_calls["groups"]}
     assert codes >= DENIALS
     assert joins >= JOINS
-
-
-async def play_both(api: Api, services: Services, scenario: Scenario) -> tuple[str, str]:
-    cues: list[Cue] = []
-    calls = await Stage.set(await Kit.make(api), services.database, scenario, "primitives")
-    by_calls = await record(calls, *await through_primitives(calls, cues))
-    by_calls["repeats"] = await repeats(calls)
-    graph = await Stage.set(await Kit.make(api), services.database, scenario, "graph")
-    by_graph = await record(graph, *await through_a_graph(graph, cues))
-    by_graph["repeats"] = await repeats(graph)
-    return yaml.safe_dump(by_calls, sort_keys=True), yaml.safe_dump(by_graph, sort_keys=True)
-
-
-async def repeats(stage: Stage) -> list[object]:
-    """Calls that were made by the orchestrator, made once more: each finds what it made the first time."""
-    found: list[object] = []
-    for step_id in stage.scenario.repeat:
-        step = stage.scenario.step(step_id)
-        caller = await stage.run_at(("o",))
-        body = {"caller_run_id": caller, "parent_node_id": step_id, **spawn_config(step)}
-        path = f"/internal/orchestration/{step.kind.replace('_', '-')}"
-        answer = done(await stage.kit.api.post(path, body))
-        first = await stage.run_at(("o", step_id if step.kind == "spawn_run" else f"{step_id}:0"))
-        found.append([step_id, answer["idempotent"], answer["spawned_run_ids"][0] == first])
-    return found
-
-
-def side_by_side(one: str, other: str) -> str:
-    """The differences of two records, the primitives' on the left."""
-    left, right = one.splitlines(), other.splitlines()
-    lines = [f"{'primitives':<{WIDTH}} | graph"]
-    for tag, a, b, c, d in difflib.SequenceMatcher(a=left, b=right, autojunk=False).get_opcodes():
-        if tag == "equal":
-            alike = left[a:b] if b - a < 2 * CONTEXT else [*left[a : a + CONTEXT], "…", *left[b - CONTEXT : b]]
-            lines.extend(f"{line[:WIDTH]:<{WIDTH}} |" for line in alike)
-            continue
-        ours, theirs = left[a:b], right[c:d]
-        for number in range(max(len(ours), len(theirs))):
-            mine = ours[number] if number < len(ours) else ""
-            yours = theirs[number] if number < len(theirs) else ""
-            lines.append(f"{mine[:WIDTH]:<{WIDTH}} ! {yours[:WIDTH]}")
-    return "\n".join(lines)
