@@ -5,7 +5,6 @@ Locust runs on gevent, which the audit would block; it is a process of its own, 
 
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ import orjson
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import STATE_RUNNING, MasterRunner, Runner, WorkerRunner
+from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, Runner, WorkerRunner
 
 from load.storms.ledger import Ledger
 from load.storms.profiles import PROFILES
@@ -27,7 +26,8 @@ from load.storms.watch import Watch
 
 REPOSITORY = Path(__file__).parents[2]
 POLL_S = 0.1
-FAILED, BROKEN = 1, 2
+UNDER_WAY = (STATE_SPAWNING, STATE_RUNNING)
+BROKEN = 2
 
 
 def add_options(parser: LocustArgumentParser, **_: object) -> None:
@@ -55,6 +55,8 @@ def apply_profile(environment: Environment, runner: Runner, **_: object) -> None
     options = _options(environment)
     if (options.profile or "default") not in PROFILES:
         sys.exit(f"--profile is one of {', '.join(PROFILES)}")
+    if not _token_file(options).exists():
+        sys.exit(f"{_token_file(options)}: the admin's token is not there")
     profile = PROFILES[options.profile or "default"]
     options.num_users = options.num_users or profile.users
     options.spawn_rate = options.spawn_rate or options.num_users
@@ -69,15 +71,16 @@ def apply_profile(environment: Environment, runner: Runner, **_: object) -> None
 
 def begin(environment: Environment, **_: object) -> None:
     """Make ready what the users share."""
+    # First of all: without it, a storm that cannot begin would not end either.
+    gevent.spawn(_end_when_all_are_done, environment)
     options = _options(environment)
     profile = PROFILES[options.profile or "default"]
     host = (environment.host or options.host).rstrip("/")
-    token_file = Path(options.admin_token_file or Path(options.data_dir, "admin-token"))
     directory = Path(options.report_dir or REPOSITORY / f"load/results/storms/{datetime.now(UTC):%Y%m%dT%H%M%S}")
     directory.mkdir(parents=True, exist_ok=True)
     storming = Storming(
         host=host,
-        stage=Stage(host, token_file.read_text().strip()),
+        stage=Stage(host, _token_file(options).read_text().strip()),
         ledger=Ledger(directory),
         directory=directory,
         profile=options.profile or "default",
@@ -93,7 +96,6 @@ def begin(environment: Environment, **_: object) -> None:
     )
     storming.begin(environment)
     storming.watch.start()
-    gevent.spawn(_end_when_all_are_done, environment)
 
 
 def judge(environment: Environment, **_: object) -> None:
@@ -127,17 +129,21 @@ def judge_what_was_interrupted(environment: Environment, **_: object) -> None:
 
 
 def _end_when_all_are_done(environment: Environment) -> None:
+    """Users end by themselves; the run ends with the last of them, unless it was stopped before."""
     runner = environment.runner
     assert runner is not None
-    started = time.perf_counter()
-    while runner.user_count or runner.state != STATE_RUNNING:
+    while runner.state not in UNDER_WAY:
         gevent.sleep(POLL_S)
-        if not runner.user_count and time.perf_counter() - started > 30 and runner.state != STATE_RUNNING:
-            break
+    while runner.state in UNDER_WAY and (runner.state != STATE_RUNNING or runner.user_count):
+        gevent.sleep(POLL_S)
     if _options(environment).headless:
         runner.quit()
     else:
         runner.stop()
+
+
+def _token_file(options: Namespace) -> Path:
+    return Path(options.admin_token_file or Path(options.data_dir, "admin-token"))
 
 
 def _embedded(data_dir: Path) -> str:
