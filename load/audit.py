@@ -272,11 +272,10 @@ CROSS JOIN LATERAL (
     count(*) FILTER (WHERE r.status IN ('failed', 'cancelled') AND r.finalized_seq <= g.decided_seq) AS then_bad,
     count(*) FILTER (WHERE r.status = 'completed' AND r.finalized_seq < g.decided_seq) AS before_ok,
     count(*) FILTER (WHERE r.status IN ('failed', 'cancelled') AND r.finalized_seq < g.decided_seq) AS before_bad,
-    count(*) FILTER (WHERE r.spawn_key <> g.spawn_key_prefix || ':' || r.ordinal
-      OR r.parent_run_id <> g.orchestrator_run_id OR r.root_run_id <> g.root_run_id
-      OR r.spawned_seq <> g.spawned_seq) AS strange,
     array_agg(r.ordinal ORDER BY r.ordinal) AS ordinals
-  FROM agent_runs r WHERE r.tenant_id = g.tenant_id AND r.orchestration_group_id = g.group_id
+  FROM agent_runs r
+  WHERE r.tenant_id = g.tenant_id AND r.root_run_id = g.root_run_id AND r.spawned_seq = g.spawned_seq
+    AND r.orchestration_group_id = g.group_id
 ) m
 """
 
@@ -300,11 +299,14 @@ GROUPS = (
     ),
     Check(
         "group_members",
-        f"""
+        """
         SELECT g.tenant_id, format('group %s: %s members have another key, parent, tree or number', g.group_id,
-          m.strange) AS finding
-        FROM orchestration_groups g {_MEMBERS}
-        WHERE m.strange > 0
+          count(*)) AS finding
+        FROM orchestration_groups g
+        JOIN agent_runs r ON r.tenant_id = g.tenant_id AND r.orchestration_group_id = g.group_id
+        WHERE r.spawn_key <> g.spawn_key_prefix || ':' || r.ordinal OR r.parent_run_id <> g.orchestrator_run_id
+          OR r.root_run_id <> g.root_run_id OR r.spawned_seq <> g.spawned_seq
+        GROUP BY g.tenant_id, g.group_id
         """,
     ),
     Check(
@@ -398,13 +400,15 @@ DECISIONS = (
         "allowed_for_nothing",
         """
         SELECT d.tenant_id, format('decision %s: allowed %s, and %s runs or groups came of it', d.decision_id,
-          d.action, made.n) AS finding
+          d.action, coalesce(made.n, 0)) AS finding
         FROM policy_decisions d
-        CROSS JOIN LATERAL (SELECT
-          (SELECT count(*) FROM run_payloads l WHERE l.tenant_id = d.tenant_id AND l.decision_id = d.decision_id)
-          + (SELECT count(*) FROM orchestration_groups g
-            WHERE g.tenant_id = d.tenant_id AND g.decision_id = d.decision_id) AS n) made
-        WHERE d.outcome = 'allow' AND d.action IN ('start_run', 'spawn_run', 'spawn_group') AND made.n <> 1
+        LEFT JOIN (SELECT tenant_id, decision_id, count(*) AS n FROM (
+            SELECT tenant_id, decision_id FROM run_payloads WHERE decision_id IS NOT NULL
+            UNION ALL
+            SELECT tenant_id, decision_id FROM orchestration_groups) q
+          GROUP BY 1, 2) made ON made.tenant_id = d.tenant_id AND made.decision_id = d.decision_id
+        WHERE d.outcome = 'allow' AND d.action IN ('start_run', 'spawn_run', 'spawn_group')
+          AND made.n IS DISTINCT FROM 1
         """,
     ),
     Check(

@@ -11,6 +11,7 @@ from asyncpg import Record
 from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence, FenceScope
 from kernel.store.engine import ReadSession, WriteSession
+from kernel.store.groups import MEMBER
 
 # A chunk holds the lock of its tree for ten or twenty milliseconds: as long as others in the tree may have to wait.
 CHUNK_RUNS = 1_000
@@ -23,12 +24,12 @@ FROM cancellations c
 JOIN tenants n ON n.tenant_id = c.tenant_id
 JOIN agent_runs r ON r.tenant_id = c.tenant_id AND r.run_id = c.run_id
 JOIN run_trees t ON t.tenant_id = c.tenant_id AND t.root_run_id = c.root_run_id
-WHERE c.drained_at IS NULL
 """
 
 # The longest open first; those that the caller has looked at and that only wait for a grace to end are passed over.
-OPEN = f"{_OPEN} AND c.cancellation_id <> ALL ($2::uuid[]) ORDER BY c.fenced_at LIMIT $1"
-OPEN_ONE = f"{_OPEN} AND c.tenant_id = $1 AND c.cancellation_id = $2"
+OPEN = f"{_OPEN} WHERE c.drained_at IS NULL AND c.cancellation_id <> ALL ($2::uuid[]) ORDER BY c.fenced_at LIMIT $1"
+# Said so that it is looked up by its id, and not among all that are open.
+OPEN_ONE = f"{_OPEN} WHERE c.tenant_id = $1 AND c.cancellation_id = $2 AND num_nulls(c.drained_at) = 1"
 
 GRACE_ENDED = """
 SELECT c.cancellation_id FROM cancellations c
@@ -49,8 +50,8 @@ _STARTS = {
     FenceScope.CHILDREN: f"""
   SELECT {_COLUMNS} FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = $2 AND r.spawned_seq < $3""",
     FenceScope.GROUP: f"""
-  SELECT {_COLUMNS} FROM agent_runs r WHERE r.tenant_id = $1 AND r.orchestration_group_id = $2
-    AND (r.finalized_seq IS NULL OR r.finalized_seq >= $3)""",
+  SELECT {_COLUMNS} FROM orchestration_groups g JOIN agent_runs r ON {MEMBER}
+  WHERE g.tenant_id = $1 AND g.group_id = $2 AND (r.finalized_seq IS NULL OR r.finalized_seq >= $3)""",
 }
 
 # Down through the ended as well, for only fences cancel. OFFSET 0 keeps the planner from joining a wide level with the
@@ -92,15 +93,14 @@ SELECT (SELECT count(*) FROM below) AS scanned, (SELECT count(*) FROM listed) AS
 
 # One statement for all that becomes of a chunk, so that the ids of its runs need not leave the database. Arrays and not
 # joins, so that every plan goes down the primary keys, in their order. Leases are locked in the order of their runs, as
-# heartbeats lock them.
+# heartbeats lock them; that one is held is told by `expires_at`, for which no index offers itself.
 _CANCEL = """
 WITH changed AS (
   UPDATE agent_runs r SET status = 'cancelled', finalized_seq = $3, finalized_at = clock_timestamp()
   WHERE r.tenant_id = $1 AND r.run_id = ANY ({chunk}) AND r.status IN ('queued', 'running', 'paused')
     AND ($4::timestamptz IS NULL OR r.status = 'queued' OR $4 <= clock_timestamp() OR NOT EXISTS (
       SELECT 1 FROM run_leases l
-      WHERE l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.lease IS NOT NULL
-        AND l.expires_at > clock_timestamp()))
+      WHERE l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.expires_at > clock_timestamp()))
   RETURNING r.run_id, r.orchestration_group_id AS group_id, old.status AS before
 ), told AS (
   INSERT INTO run_events (tenant_id, root_run_id, seq, type, surface, run_id, subjects, data)
@@ -113,7 +113,7 @@ WITH changed AS (
 ), held AS (
   SELECT run_id FROM run_leases
   WHERE tenant_id = $1 AND run_id = ANY (ARRAY(SELECT run_id FROM changed WHERE before <> 'queued'))
-    AND lease IS NOT NULL
+    AND expires_at IS NOT NULL
   ORDER BY run_id FOR UPDATE
 ), released AS (
   UPDATE run_leases SET lease = NULL, expires_at = NULL
@@ -145,7 +145,7 @@ RETURNING g.group_id
 
 CLOSE = """
 UPDATE cancellations SET drained_at = clock_timestamp(), scanned_count = greatest(scanned_count, $3)
-WHERE tenant_id = $1 AND cancellation_id = $2 AND drained_at IS NULL
+WHERE tenant_id = $1 AND cancellation_id = $2 AND num_nulls(drained_at) = 1
 RETURNING extract(epoch FROM drained_at - fenced_at)::float AS seconds
 """
 

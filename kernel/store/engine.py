@@ -84,6 +84,9 @@ class Database:
                     # Every statement here looks rows up by key. A plan that was cached while a table was nearly empty
                     # would read the whole of it for as long as the connection lives.
                     "enable_seqscan": "off",
+                    # And none depends on what is asked for: planning anew for each call costs up to ten times as much
+                    # as a call on behalf of one run (1.05 ms of CPU instead of 0.10 ms for the facts of a spawn).
+                    "plan_cache_mode": "force_generic_plan",
                 },
             },
         )

@@ -7,12 +7,15 @@ from kernel.domain.fences import Fence, FenceScope, Step, covering
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.trees import TreeKey
 
+# Tree by tree (OFFSET 0): the fences that are open elsewhere may be thousands.
 OPEN = """
 SELECT c.tenant_id, c.root_run_id, c.cancellation_id, c.run_id, c.scope, c.fence_seq, c.reason, c.group_id,
   c.grace_until
 FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, root_run_id)
-JOIN cancellations c ON c.tenant_id = q.tenant_id AND c.root_run_id = q.root_run_id
-WHERE c.drained_at IS NULL
+CROSS JOIN LATERAL (
+  SELECT * FROM cancellations c
+  WHERE c.tenant_id = q.tenant_id AND c.root_run_id = q.root_run_id AND c.drained_at IS NULL OFFSET 0
+) c
 """
 
 # Up to the root on the primary key: a thousand levels take about a millisecond.

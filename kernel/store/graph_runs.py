@@ -7,10 +7,15 @@ from uuid import UUID
 
 from kernel.store.engine import ReadSession, WriteSession
 
+# One probe for each graph agent, however much is queued.
 QUEUED = """
-SELECT a.tenant_id, a.slug FROM agents a
-WHERE a.kind = 'graph' AND EXISTS (
-  SELECT 1 FROM agent_runs r WHERE r.tenant_id = a.tenant_id AND r.agent_id = a.agent_id AND r.status = 'queued')
+SELECT a.tenant_id, a.slug
+FROM agents a
+CROSS JOIN LATERAL (
+  SELECT 1 FROM agent_runs r
+  WHERE r.tenant_id = a.tenant_id AND r.agent_id = a.agent_id AND r.status = 'queued' LIMIT 1
+) r
+WHERE a.kind = 'graph'
 ORDER BY a.tenant_id, a.slug
 """
 

@@ -35,31 +35,32 @@ WHERE g.tenant_id = $1 AND g.group_id = q.group_id
 RETURNING {_COLUMNS}
 """
 
+# An undecided group is known by its `decided_at`, for `status = 'running'` would bring in the index of all deadlines.
 DECIDE = """
 UPDATE orchestration_groups g SET status = q.status, decided_seq = q.seq, decided_at = clock_timestamp(),
   propagation_reason = q.reason
 FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::text[]) AS q (group_id, status, seq, reason)
-WHERE g.tenant_id = $1 AND g.group_id = q.group_id AND g.status = 'running'
+WHERE g.tenant_id = $1 AND g.group_id = q.group_id AND g.decided_at IS NULL
 """
 
 # Closed with its orchestrator: that is no decision, so it has no number and no losers.
 CLOSE = """
 UPDATE orchestration_groups g SET status = 'cancelled', decided_at = clock_timestamp()
-WHERE g.tenant_id = $1 AND g.group_id = ANY ($2::uuid[]) AND g.status = 'running'
+WHERE g.tenant_id = $1 AND g.group_id = ANY ($2::uuid[]) AND g.decided_at IS NULL
 """
 
 # The timeout runs from the group's start, whenever it is named.
 REPARAMETERISE = f"""
 UPDATE orchestration_groups g SET join_mode = $3, quorum_threshold = $4, timeout_s = $5::int,
   deadline = g.created_at + make_interval(secs => $5::int)
-WHERE g.tenant_id = $1 AND g.group_id = $2 AND g.status = 'running'
+WHERE g.tenant_id = $1 AND g.group_id = $2 AND g.decided_at IS NULL
 RETURNING {_COLUMNS}
 """
 
 DUE = """
 SELECT g.tenant_id, g.root_run_id, g.group_id
 FROM orchestration_groups g
-WHERE g.status = 'running' AND g.deadline <= clock_timestamp() AND NOT g.group_id = ANY ($2::uuid[])
+WHERE g.status = 'running' AND g.deadline <= statement_timestamp() AND NOT g.group_id = ANY ($2::uuid[])
 ORDER BY g.deadline
 LIMIT $1
 """
@@ -67,7 +68,7 @@ LIMIT $1
 STILL_DUE = f"""
 SELECT {_COLUMNS}
 FROM orchestration_groups g
-WHERE g.tenant_id = $1 AND g.group_id = ANY ($2::uuid[]) AND g.status = 'running'
+WHERE g.tenant_id = $1 AND g.group_id = ANY ($2::uuid[]) AND g.decided_at IS NULL
   AND g.deadline <= clock_timestamp()
 ORDER BY g.deadline, g.group_id
 """
@@ -76,25 +77,35 @@ NEXT_DEADLINE = """
 SELECT extract(epoch FROM min(deadline) - clock_timestamp())::float8 FROM orchestration_groups WHERE status = 'running'
 """
 
-MEMBERS = """
-SELECT r.run_id FROM agent_runs r WHERE r.tenant_id = $1 AND r.orchestration_group_id = $2 ORDER BY r.ordinal
+# The members of a group share the number of their spawn, which no other run of their tree has; so the index in tree
+# order finds them, and none by group is needed.
+MEMBER = """
+r.tenant_id = g.tenant_id AND r.root_run_id = g.root_run_id AND r.spawned_seq = g.spawned_seq
+  AND r.orchestration_group_id = g.group_id
 """
 
+MEMBERS = f"""
+SELECT r.run_id FROM orchestration_groups g JOIN agent_runs r ON {MEMBER}
+WHERE g.tenant_id = $1 AND g.group_id = $2
+ORDER BY r.ordinal
+"""
+
+# The fence of a group stands on its orchestrator.
 FENCE = """
 SELECT c.reason, c.cancelled_count, c.fence_seq, c.drained_at IS NOT NULL AS drained
 FROM cancellations c
-WHERE c.tenant_id = $1 AND c.root_run_id = $2 AND c.group_id = $3 AND c.scope = 'group'
+WHERE c.tenant_id = $1 AND c.run_id = $2 AND c.group_id = $3 AND c.scope = 'group'
 ORDER BY c.fence_seq
 LIMIT 1
 """
 
 # The members that had not ended before the fence, and all below them, as far as the fence has cancelled them or will.
 # Without an order, so that the walk ends with the last row that is wanted.
-LOSERS = """
+LOSERS = f"""
 WITH RECURSIVE below AS (
   SELECT r.tenant_id, r.run_id, r.status, r.finalized_seq
-  FROM agent_runs r
-  WHERE r.tenant_id = $1 AND r.orchestration_group_id = $2 AND (r.finalized_seq IS NULL OR r.finalized_seq >= $3)
+  FROM orchestration_groups g JOIN agent_runs r ON {MEMBER}
+  WHERE g.tenant_id = $1 AND g.group_id = $2 AND (r.finalized_seq IS NULL OR r.finalized_seq >= $3)
   UNION ALL
   SELECT r.tenant_id, r.run_id, r.status, r.finalized_seq
   FROM below b
@@ -228,7 +239,7 @@ class Propagated:
 
 async def propagated(session: ReadSession, group: Group) -> Propagated | None:
     """What the decision of a group cancelled, if anything; what its fence covers counts from the fence's commit on."""
-    fence = await session.driver.fetchrow(FENCE, group.tenant_id, group.root_run_id, group.group_id)
+    fence = await session.driver.fetchrow(FENCE, group.tenant_id, group.orchestrator_run_id, group.group_id)
     if fence is None:
         return None
     rows = await session.driver.fetch(LOSERS, group.tenant_id, group.group_id, fence["fence_seq"], MAX_LISTED)

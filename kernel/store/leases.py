@@ -14,20 +14,22 @@ from kernel.store.trees import TreeKey
 AGENTS = "SELECT slug, agent_id FROM agents WHERE tenant_id = $1 AND slug = ANY ($2::text[])"
 
 # From tree to tree by the index, one probe each: a tree of 100,000 queued runs costs as much as a tree of three. Each
-# agent's trees from the one after `after` to the last, then from the first up to `after`.
+# agent's trees from the one after `after` to the last, then from the first up to `after`; both ends are in the index's
+# condition, or the last probe would read through all that is queued beyond.
 TREES = """
 WITH RECURSIVE found AS (
-  SELECT w.agent_id, w.place, w.after, p.round, 0 AS hop,
-    CASE p.round WHEN 0 THEN w.after ELSE '00000000-0000-0000-0000-000000000000'::uuid END AS root_run_id
+  SELECT w.agent_id, w.place, p.round, 0 AS hop, p.root_run_id, p.last
   FROM unnest($2::uuid[], $3::uuid[]) WITH ORDINALITY AS w (agent_id, after, place)
-  CROSS JOIN (VALUES (0), (1)) AS p (round)
+  CROSS JOIN LATERAL (VALUES
+    (0, w.after, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid),
+    (1, '00000000-0000-0000-0000-000000000000'::uuid, w.after)) AS p (round, root_run_id, last)
   UNION ALL
-  SELECT f.agent_id, f.place, f.after, f.round, f.hop + 1, n.root_run_id
+  SELECT f.agent_id, f.place, f.round, f.hop + 1, n.root_run_id, f.last
   FROM found f
   CROSS JOIN LATERAL (
     SELECT r.root_run_id FROM agent_runs r
     WHERE r.tenant_id = $1 AND r.agent_id = f.agent_id AND r.status = 'queued' AND r.root_run_id > f.root_run_id
-      AND (f.round = 0 OR r.root_run_id <= f.after)
+      AND r.root_run_id <= f.last
     ORDER BY r.root_run_id
     LIMIT 1
   ) n
@@ -119,7 +121,7 @@ RETURNING l.run_id, l.expires_at
 EXPIRED = """
 SELECT l.tenant_id, l.root_run_id, l.run_id
 FROM run_leases l
-WHERE l.lease IS NOT NULL AND l.expires_at <= clock_timestamp() AND NOT l.run_id = ANY ($2::uuid[])
+WHERE l.lease IS NOT NULL AND l.expires_at <= statement_timestamp() AND NOT l.run_id = ANY ($2::uuid[])
 ORDER BY l.expires_at
 LIMIT $1
 """

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from kernel.domain.lineage import GroupNode, Node, Position, Rollup
 from kernel.store.engine import ReadSession, WriteSession
+from kernel.store.groups import MEMBER
 
 Row = Mapping[str, Any]
 
@@ -128,7 +129,7 @@ ORDER BY g.spawned_seq, g.group_id
 """
 
 # What the open fences of a tree cover: from where they stand, down.
-_COVERED = """
+_COVERED = f"""
 covered AS (
   (
     SELECT c.run_id FROM cancellations c
@@ -139,7 +140,8 @@ covered AS (
     WHERE c.tenant_id = $1 AND c.root_run_id = $2 AND c.drained_at IS NULL AND c.scope = 'children'
     UNION ALL
     SELECT r.run_id FROM cancellations c
-    JOIN agent_runs r ON r.tenant_id = c.tenant_id AND r.orchestration_group_id = c.group_id
+    JOIN orchestration_groups g ON g.tenant_id = c.tenant_id AND g.group_id = c.group_id
+    JOIN agent_runs r ON {MEMBER}
       AND (r.finalized_seq IS NULL OR r.finalized_seq >= c.fence_seq)
     WHERE c.tenant_id = $1 AND c.root_run_id = $2 AND c.drained_at IS NULL AND c.scope = 'group'
   )
@@ -268,11 +270,16 @@ LEFT JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
 WHERE r.tenant_id = $1 AND r.run_id = $2
 """
 
-# In one statement, so that every child is counted once.
+# In one statement, so that every child is counted once. The listed ones are read apart: an aggregate with an order would
+# sort all of them, also the million that nobody wants listed.
 CHILDREN = """
-SELECT r.status, count(*) AS runs,
-  array_agg(r.run_id ORDER BY r.spawned_seq, r.ordinal) FILTER (WHERE r.status = ANY ($3::text[])) AS run_ids
-FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = $2 GROUP BY 1
+SELECT s.status, s.runs, CASE WHEN s.status = ANY ($3::text[]) THEN ARRAY(
+    SELECT r.run_id FROM agent_runs r
+    WHERE r.tenant_id = $1 AND r.parent_run_id = $2 AND r.status = s.status ORDER BY r.spawned_seq, r.ordinal
+  ) END AS run_ids
+FROM (
+  SELECT r.status, count(*) AS runs FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = $2 GROUP BY 1
+) s
 """
 
 ADD_ATTEMPT = """

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from kernel.domain.errors import DatabaseUnavailableError
+from kernel.store import planning
 from kernel.store.engine import cause_of
 
 VERSION_TABLE = "remit_schema_version"
@@ -30,13 +31,13 @@ class UnsupportedServerError(Exception):
 
 
 async def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the schema up to a revision.
+    """Bring the schema up to a revision, and tell the planner what it cannot count.
 
     Raises:
         UnsupportedServerError: when the server is too old.
         DatabaseUnavailableError: when it cannot be reached, or does not let us in.
     """
-    await _run(url, lambda config: command.upgrade(config, revision))
+    await _run(url, lambda config: command.upgrade(config, revision), then=planning.SAY_OF_ALL)
 
 
 async def downgrade(url: str, revision: str) -> None:
@@ -72,11 +73,11 @@ def known_revisions() -> frozenset[str]:
         return frozenset(script.revision for script in ScriptDirectory(str(directory)).walk_revisions())
 
 
-async def _run(url: str, action: Callable[[Config], None]) -> None:
+async def _run(url: str, action: Callable[[Config], None], *, then: str | None = None) -> None:
     engine = create_async_engine(url, poolclass=NullPool)
     try:
         async with _connection(engine) as connection:
-            await connection.run_sync(_migrate, action)
+            await connection.run_sync(_migrate, action, then)
             await connection.commit()
     finally:
         await engine.dispose()
@@ -97,7 +98,7 @@ async def _connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         await connection.close()
 
 
-def _migrate(connection: Connection, action: Callable[[Config], None]) -> None:
+def _migrate(connection: Connection, action: Callable[[Config], None], then: str | None) -> None:
     version = int(connection.execute(text("SHOW server_version_num")).scalar_one())
     if version < MINIMUM_SERVER_VERSION:
         raise UnsupportedServerError(
@@ -111,6 +112,9 @@ def _migrate(connection: Connection, action: Callable[[Config], None]) -> None:
             config.set_main_option("script_location", str(directory))
             config.attributes["connection"] = connection
             action(config)
+        if then is not None:
+            connection.exec_driver_sql(then)
+            connection.commit()
     finally:
         connection.rollback()
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})

@@ -15,6 +15,7 @@ import structlog
 from asyncpg import exceptions as pg
 
 from kernel.domain.errors import DatabaseUnavailableError
+from kernel.store import planning
 from kernel.store.engine import Database, ReadSession, WriteSession
 
 Table = Literal["run_events", "policy_decisions"]
@@ -220,6 +221,7 @@ async def _make(database: Database, table: Table, wanted: Partition) -> Ensured:
                 f"{default_of(table)} has {size} bytes, and is not read through under a lock above {MAX_DEFAULT_BYTES}"
             )
         await execute(f"CREATE TABLE {wanted.name} (LIKE {table} INCLUDING ALL)")
+        await planning.say_of(session, wanted.name)
         move = MOVE.format(table=table, name=wanted.name, start=start, end=end)
         moved = _count(await execute(move))
         may_hold_rows = moved > 0 or await session.driver.fetchval("SELECT clock_timestamp() >= $1", wanted.lower)

@@ -28,7 +28,8 @@ LEFT JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
 # A run's root never changes, so the tree to lock may be looked up before the lock.
 ROOTS = "SELECT run_id, root_run_id FROM agent_runs WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])"
 
-# What a run leaves behind goes with its status: payload, deadline and lease in the same statement.
+# What a run leaves behind goes with its status: payload, deadline and lease in the same statement. That a lease is held
+# is told by `expires_at`, for `lease IS NOT NULL` would bring in the index of all that are held.
 END = """
 WITH ended AS (
   SELECT * FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[]) AS q (run_id, status, output, error)
@@ -40,7 +41,7 @@ WITH ended AS (
   DELETE FROM run_deadlines d USING ended q WHERE d.tenant_id = $1 AND d.run_id = q.run_id
 ), released AS (
   UPDATE run_leases l SET lease = NULL, expires_at = NULL
-  FROM ended q WHERE l.tenant_id = $1 AND l.run_id = q.run_id AND l.lease IS NOT NULL
+  FROM ended q WHERE l.tenant_id = $1 AND l.run_id = q.run_id AND l.expires_at IS NOT NULL
 )
 UPDATE agent_runs r SET status = q.status, finalized_seq = $6, finalized_at = clock_timestamp()
 FROM ended q
@@ -68,10 +69,11 @@ WITH RECURSIVE below AS (
 SELECT EXISTS (SELECT 1 FROM below WHERE status IN ('queued', 'running', 'paused'))
 """
 
+# By the time at which the statement begins: held against a clock that goes on, every row would be read.
 DUE = """
 SELECT d.tenant_id, d.root_run_id, d.run_id
 FROM run_deadlines d
-WHERE d.deadline <= clock_timestamp() AND NOT d.run_id = ANY ($2::uuid[])
+WHERE d.deadline <= statement_timestamp() AND NOT d.run_id = ANY ($2::uuid[])
 ORDER BY d.deadline
 LIMIT $1
 """

@@ -195,7 +195,9 @@ SELECT json_build_object(
     CROSS JOIN LATERAL (
       SELECT coalesce(json_agg(r.run_id ORDER BY r.ordinal), '[]') AS run_ids,
         coalesce(json_agg(r.agent_id ORDER BY r.ordinal), '[]') AS agent_ids
-      FROM agent_runs r WHERE r.tenant_id = g.tenant_id AND r.orchestration_group_id = g.group_id) m))
+      FROM agent_runs r
+      WHERE r.tenant_id = g.tenant_id AND r.root_run_id = g.root_run_id AND r.spawned_seq = g.spawned_seq
+        AND r.orchestration_group_id = g.group_id) m))
 """
 
 
