@@ -15,6 +15,7 @@ import aiohttp
 import asyncpg
 import psutil
 
+from load.scaling.history import TABLES
 from load.subject import UNLIMITED, running
 from service.embedded.opa import find_or_build_opa
 from service.embedded.postgres import EmbeddedPostgres
@@ -164,7 +165,8 @@ class Stage:
         """Let the planner know the tables as they are, and have nothing left for vacuum to do meanwhile."""
         connection = await self.connect()
         try:
-            await connection.execute("VACUUM (ANALYZE)")
+            for table in TABLES:
+                await connection.execute(f"VACUUM (ANALYZE) {table}")
             await connection.execute("CHECKPOINT")
         finally:
             await connection.close()
