@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from pydantic import TypeAdapter
+
 from kernel.commands import asking
 from kernel.commands.asking import Standing
 from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions
@@ -16,19 +18,24 @@ from kernel.domain.run import ACTIVE, RunStatus
 from kernel.policy import records
 from kernel.policy.contract import Action, Headroom, OutcomeFacts, Verdict
 from kernel.policy.engine import PolicyEngine
-from kernel.store import decisions, effective, lineage, trees
+from kernel.store import decisions, effective, lineage, trees, verdicts
 from kernel.store.engine import Database, ReadSession
+from kernel.store.verdicts import Asking
 
 MAX_LISTED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateAndReplan:
-    """What is asked for: a verdict on the children of `run_id`."""
+    """What is asked for: a verdict on the children of `run_id`.
+
+    A graph says which of its nodes asks: when it asks again because its process died, it is told the same.
+    """
 
     caller_run_id: UUID
     run_id: UUID
     surface: Surface = Surface.RUNTIME_PRIMITIVES
+    asking: Asking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,9 @@ class Evaluation:
     reasons: list[dict[str, object]]
     headroom: Headroom
     decision_id: UUID
+
+
+_EVALUATION = TypeAdapter(Evaluation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class EvaluateAndReplanCommand:
         self._engine = engine
 
     async def execute(self, principal: Principal, request: EvaluateAndReplan) -> Evaluation:
-        """Judge. A verdict to replan takes one of the attempts that policy grants.
+        """Judge. A verdict to replan takes one of the attempts that policy grants, once for each visit of a node.
 
         Raises:
             NotFoundError: when the tenant has no such run.
@@ -104,6 +114,8 @@ class EvaluateAndReplanCommand:
                 session, principal, request.run_id, caller_run_id=request.caller_run_id, policy_of_subject=True
             )
             standing.check_caller_active(Action.EVALUATE_AND_REPLAN)
+            if (given := await _given(session, tenant_id, request)) is not None:
+                return given
             outcomes = await _outcomes(session, standing)
         asked = asking.question(
             standing,
@@ -124,14 +136,28 @@ class EvaluateAndReplanCommand:
             await trees.lock_one(session, tenant_id, standing.subject_root_run_id)
             now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
             now.check_caller_active(Action.EVALUATE_AND_REPLAN)
+            if (given := await _given(session, tenant_id, request)) is not None:
+                return given
             if now.replan_attempts != attempts:
                 return None
             if verdict.needs_replan:
                 await lineage.add_attempt(session, tenant_id, request.run_id)
                 attempts += 1
+            evaluation = _evaluation(request, outcomes, verdict, headroom, attempts, record.decision_id)
+            if request.asking is not None:
+                text = _EVALUATION.dump_json(evaluation).decode()
+                await verdicts.keep(session, tenant_id, request.caller_run_id, request.asking, text)
             await decisions.append(session, record)
         count_decisions([record])
-        return _evaluation(request, outcomes, verdict, headroom, attempts, record.decision_id)
+        return evaluation
+
+
+async def _given(session: ReadSession, tenant_id: UUID, request: EvaluateAndReplan) -> Evaluation | None:
+    """What a graph was told already when it asked for this."""
+    if request.asking is None:
+        return None
+    text = await verdicts.find(session, tenant_id, request.caller_run_id, request.asking)
+    return _EVALUATION.validate_json(text) if text is not None else None
 
 
 async def _outcomes(session: ReadSession, standing: Standing) -> _Outcomes:

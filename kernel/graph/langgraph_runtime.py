@@ -39,6 +39,7 @@ from kernel.graph.executors.visit import (
     Visit,
     search,
 )
+from kernel.graph.expressions import BeyondBoundsError, check
 from kernel.graph.ir import Graph, GraphNode
 from kernel.graph.spec import NodeType
 from kernel.graph.state import Frontier, GraphState, Kept, Lineage, Made, Ways, expression_document
@@ -238,8 +239,11 @@ class _Step:
                         return Command(update={"frontier": still}, goto=self._names[node_id])
                 outcome = await waits
                 under_way.waited(node_id)
+            check(outcome.output)
         except (RunCancelledError, CallerNotActiveError) as error:
             raise GraphInterruptedError(error.detail) from error
+        except BeyondBoundsError as error:
+            raise GraphRunError("output_beyond_bounds", f"the output of node {node_id!r}: {error}", node_id) from error
         except RemitError as error:
             raise GraphRunError(error.code, error.detail, node_id, **error.members) from error
         if outcome.denied and not self._can_be_denied:

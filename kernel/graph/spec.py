@@ -43,6 +43,7 @@ MAX_NODES = 1_000
 MAX_EDGES = 5_000
 MAX_GROUP = 10_000
 MAX_TOKENS = 200
+MAX_REASON = 200
 MAX_BRACKETS = 100
 
 # A node that does not branch has one way out, under this name; editors know it by others.
@@ -334,7 +335,7 @@ class CancelSubtreeConfig(Config):
 
     run_id: UUID | None = None
     include_root: bool = True
-    reason: Annotated[Text, StringConstraints(min_length=1, max_length=200)] | None = None
+    reason: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_REASON)] | None = None
     grace_s: Annotated[int, Field(ge=0, le=3_600)] = 0
 
 

@@ -5,8 +5,8 @@ from uuid import UUID
 
 from kernel.commands.cancel_subtree import DEFAULT_REASON, CancelSubtree, SubtreeCancelled
 from kernel.domain.events import Surface
-from kernel.graph.executors.visit import Outcome, Visit
-from kernel.graph.spec import CancelSubtreeConfig, NodeType
+from kernel.graph.executors.visit import GraphRunError, Outcome, Visit
+from kernel.graph.spec import MAX_REASON, CancelSubtreeConfig, NodeType
 
 MAX_LISTED = 1_000
 
@@ -14,7 +14,7 @@ MAX_LISTED = 1_000
 async def cancel_subtree(visit: Visit) -> Outcome:
     """Cancels the run that is named or mapped, or each one that was spawned last."""
     config = visit.config(CancelSubtreeConfig)
-    reason = config.reason or visit.mapped.get("reason") or DEFAULT_REASON
+    reason = config.reason or _mapped_reason(visit) or DEFAULT_REASON
     done: list[SubtreeCancelled] = [
         await visit.commands.cancel.execute(
             visit.principal,
@@ -22,7 +22,7 @@ async def cancel_subtree(visit: Visit) -> Outcome:
                 caller_run_id=visit.lineage.run_id,
                 run_id=run_id,
                 include_root=config.include_root,
-                reason=str(reason),
+                reason=reason,
                 grace_s=config.grace_s,
                 surface=Surface.GRAPHSPEC_V2,
             ),
@@ -42,6 +42,16 @@ async def cancel_subtree(visit: Visit) -> Outcome:
         "state": "drained" if all(one.state == "drained" for one in done) else "draining",
     }
     return Outcome(output)
+
+
+def _mapped_reason(visit: Visit) -> str | None:
+    reason = visit.mapped.get("reason")
+    if reason is None or (isinstance(reason, str) and len(reason) <= MAX_REASON and "\x00" not in reason):
+        return reason
+    said = f"{len(reason)} characters" if isinstance(reason, str) else type(reason).__name__
+    raise GraphRunError(
+        "invalid_request", f"reason: a string of at most {MAX_REASON} characters; observed: {said}", visit.node.id
+    )
 
 
 def _wanted(visit: Visit, config: CancelSubtreeConfig) -> list[UUID]:

@@ -7,6 +7,7 @@ from kernel.domain.errors import PolicyDeniedError
 from kernel.domain.events import Surface
 from kernel.domain.joins import FailurePolicy, JoinMode
 from kernel.graph.executors.visit import GraphRunError, Outcome, Visit
+from kernel.graph.expressions import BeyondBoundsError, check
 from kernel.graph.spec import MAX_GROUP, GroupTarget, SpawnGroupConfig, SpawnRunConfig, Target
 from kernel.policy.contract import Action
 
@@ -123,6 +124,10 @@ def _order(
 
 
 async def _spawn(visit: Visit, order: SpawnOrder) -> Outcome:
+    try:
+        check([child.mapped_input for child in order.children])
+    except BeyondBoundsError as error:
+        raise GraphRunError("payload_too_large", f"mapped_input_payload: {error}", visit.node.id) from error
     try:
         spawned = await visit.commands.combiner.spawn(order)
     except PolicyDeniedError as error:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-import jmespath
+from jmespath.exceptions import JMESPathError
 
 from kernel.commands.cancel_subtree import CancelSubtreeCommand
 from kernel.commands.evaluate_and_replan import EvaluateAndReplanCommand
 from kernel.commands.join import JoinCommand
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.domain.principal import Principal
+from kernel.graph.expressions import BeyondBoundsError, evaluate
 from kernel.graph.ir import GraphNode
 from kernel.graph.spec import NEXT, Config, NodeType
 from kernel.graph.state import GraphState, Lineage, Ways
@@ -142,8 +143,10 @@ Executor = Callable[[Visit], Awaitable[Outcome]]
 def search(expression: str, document: object, node_id: str) -> Any:
     """The value of an expression of a node."""
     try:
-        return jmespath.search(expression, document)
-    except (jmespath.exceptions.JMESPathError, TypeError, ValueError) as error:
+        return evaluate(expression, document)
+    except BeyondBoundsError as error:
+        raise GraphRunError("expression_beyond_bounds", f"{expression}: {error}", node_id) from error
+    except (JMESPathError, TypeError, ValueError) as error:
         raise GraphRunError("expression_failed", f"{expression}: {error}", node_id) from error
 
 

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.conftest import Servers
-from tests.graphs import ended, graph, graph_agent, joined, node, start
+from tests.graphs import ended, graph, graph_agent, joined, node, play, start
 from tests.kit import ADMIN_TOKEN, Kit, done
+from tests.orchestration_graphspec_v2.runtime.gate import gate
 from tests.orchestration_graphspec_v2.runtime.process import ServiceProcess, Stubborn
 
 TORTURE = os.environ.get("REMIT_TORTURE") == "1"
@@ -101,6 +102,42 @@ async def test_a_quorum_of_many_children_is_joined_whenever_the_service_is_kille
     assert counted.total() == 1 + CHILDREN + 1
     assert counted["completed"] in {1 + QUORUM, 1 + QUORUM + 1}
     assert counted["failed"] == 0
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(180)
+async def test_a_replan_whose_process_is_killed_takes_one_attempt(process: ServiceProcess) -> None:
+    async with httpx2.AsyncClient(base_url=process.url, timeout=30.0) as client:
+        kit = await Kit.make(Stubborn(client, ADMIN_TOKEN))
+        await kit.agent("worker")
+        definition = graph(
+            [
+                node("fan", "spawn_group", targets=[{"target_agent_slug": "worker"}], scope_subset=["read"]),
+                node("wait", "join"),
+                node("first", "replan"),
+                node("second", "replan"),
+                node("end", "end", output={"first": "nodes.first.attempts", "second": "nodes.second.attempts"}),
+            ],
+            "start -> fan",
+            "fan -> wait",
+            *joined("wait", "first"),
+            "first:replan -> second",
+            "first:continue -> end",
+            "second:replan -> end",
+            "second:continue -> end",
+        )
+        agent_id = await graph_agent(kit, definition)
+        # The steps before: of the input, start, fan and wait.
+        async with gate(process.environment["REMIT_DATABASE_URL"], kit.tenant_id, step=4) as closed:
+            run = await start(kit, agent_id)
+            await play(kit, "failed")
+            await closed.reached()
+            await process.kill()
+            await closed.turn_away()
+        await process.start()
+        finished = await ended(kit, run.run_id, within_s=60)
+    assert finished["status"] == "completed", finished
+    assert finished["output"] == {"first": 1, "second": 2}
 
 
 async def work(kit: Kit, over: asyncio.Event) -> None:
