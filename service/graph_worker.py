@@ -42,6 +42,8 @@ MAX_CLAIMED = 100
 # How often a run may be claimed: it goes on from its checkpoint, so being cut off is no failure of its own.
 MAX_ATTEMPTS = 1_000
 MAX_PAUSE_S = 5.0
+# How often a graph is tried that fails by what nobody has foreseen.
+MAX_FAILURES = 4
 # How long the checkpoints of a run that has ended may stay: longer than its worker takes to clear up behind it.
 KEPT_S, CLEAR_S, MAX_CLEARED = 60.0, 30.0, 200
 # What ends by itself: the database or the pool of checkpoints does not answer for now.
@@ -169,21 +171,30 @@ class GraphWorker:
 
     async def _execute(self, held: _Held) -> None:
         principal, claimed, pause = _tenant(held.tenant_id), held.claimed, LOOK_S
+        again, failures = False, 0
         structlog.contextvars.bind_contextvars(tenant_id=str(held.tenant_id), run_id=str(claimed.run_id))
         try:
             while True:
                 try:
-                    if await self._run_graph.execute(principal, claimed) is None and self._wakeups.stopping:
+                    reported = await self._run_graph.execute(principal, claimed, again=again)
+                    if reported is None and self._wakeups.stopping:
                         self._left.append(held.ref)
                 except PASSING as error:
                     log.warning("a graph is taken up again", run_id=str(claimed.run_id), error=str(error))
+                except Exception:
+                    failures += 1
+                    log.exception("a graph could not be executed", run_id=str(claimed.run_id), failures=failures)
+                    if failures == MAX_FAILURES:
+                        await self._run_graph.give_up(principal, claimed)
+                        return
                 else:
                     return
+                again = True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_PAUSE_S)
         except Exception:
             # Its lease runs out, and it is taken up again; what fails each time ends by the number of attempts.
-            log.exception("a graph could not be executed", run_id=str(claimed.run_id))
+            log.exception("a graph could not be given up", run_id=str(claimed.run_id))
         finally:
             if self._held.get(claimed.run_id) is held:
                 del self._held[claimed.run_id]

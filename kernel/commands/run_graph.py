@@ -34,8 +34,8 @@ class RunGraphCommand:
         self._checkpoints = checkpoints
         self._completions = completions
 
-    async def execute(self, principal: Principal, claimed: ClaimedRun) -> RunStatus | None:
-        """Run it to its end, wherever it was left.
+    async def execute(self, principal: Principal, claimed: ClaimedRun, *, again: bool = False) -> RunStatus | None:
+        """Run it to its end, wherever it was left: by another process, or (`again`) by an earlier try under this lease.
 
         Returns:
             How it ended; None when it is not ours any more, and nothing was reported.
@@ -47,7 +47,8 @@ class RunGraphCommand:
                 begun = await graph_runs.begin(session, tenant_id, claimed.run_id)
             lineage = _lineage(tenant_id, claimed, begun.surface)
             run_input = {name: value for name, value in claimed.input.items() if name != "context"}
-            output = await self._runtime.run(_compiled(begun.graph), lineage, run_input, resumed=claimed.attempt > 1)
+            resumed = again or claimed.attempt > 1
+            output = await self._runtime.run(_compiled(begun.graph), lineage, run_input, resumed=resumed)
         except GraphInterruptedError as interruption:
             log.info("a graph is left", run_id=str(claimed.run_id), reason=str(interruption))
             if isinstance(interruption.__cause__, RunCancelledError):
@@ -60,6 +61,11 @@ class RunGraphCommand:
     async def acknowledge(self, principal: Principal, claimed: ClaimedRun) -> None:
         """Tell that a run which is cancelled has been stopped."""
         await self._complete(principal, claimed, RunStatus.CANCELLED, None, None)
+
+    async def give_up(self, principal: Principal, claimed: ClaimedRun) -> None:
+        """Tell that a run has failed which could not be executed, however often it was tried."""
+        error = {"code": "internal_error", "message": "the graph could not be executed; the log says why"}
+        await self._complete(principal, claimed, RunStatus.FAILED, None, error)
 
     async def forget(self, tenant_id: UUID, run_id: UUID) -> None:
         """Delete what is kept of a run that has ended."""

@@ -23,7 +23,7 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 200
 LEAST_INTEGER, GREATEST_INTEGER = -(2**63), 2**64 - 1
 
-_ITEM_BYTES = 4
+_ITEM_BYTES = 16
 
 
 class BeyondBoundsError(Exception):

@@ -39,11 +39,14 @@ class Gate:
                 await asyncio.sleep(LOOK_S)
 
     async def turn_away(self) -> None:
-        """End the connections of those that wait, whose process is no more: nothing of theirs is kept."""
-        async with asyncio.timeout(10):
-            while waiting := await self._connection.fetch(WAITING, KEY):
-                await self._connection.fetch(f"SELECT pg_terminate_backend(pid) FROM ({WAITING}) w", KEY)
-                await asyncio.sleep(LOOK_S if waiting else 0)
+        """Open the gate, and end the connections of those that wait at it: nothing of theirs is kept."""
+        waiting = await self._connection.fetch(WAITING, KEY)
+        # It goes with those that wait, who hold the table: so it is not waited for before they are gone.
+        await self._connection.execute(
+            "CREATE OR REPLACE FUNCTION langgraph.gate() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
+        )
+        for row in waiting:
+            await self._connection.execute("SELECT pg_terminate_backend($1, 10000)", row["pid"])
 
 
 @asynccontextmanager

@@ -57,9 +57,10 @@ async def told(services: Services, run: Run) -> dict[str, Any]:
         return dict(await session.driver.fetchrow(FOUND, UUID(run.run_id)))
 
 
+@pytest.mark.parametrize("by", ["the worker's end", "the database"])
 @pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
 async def test_whichever_node_is_cut_off_the_graph_ends_as_it_would_have(
-    kit: Kit, services: Services, graph_worker: GraphWorker, database_url: str, step: int
+    kit: Kit, services: Services, graph_worker: GraphWorker, database_url: str, step: int, by: str
 ) -> None:
     await kit.agent("worker")
     stranger = await kit.agent("stranger")
@@ -70,8 +71,12 @@ async def test_whichever_node_is_cut_off_the_graph_ends_as_it_would_have(
         run = await start(kit, agent_id)
         playing = asyncio.create_task(play(kit, "completed", "failed"))
         await closed.reached()
-        await graph_worker.stop()
-    await graph_worker.start()
+        if by == "the database":
+            await closed.turn_away()
+        else:
+            await graph_worker.stop()
+    if by != "the database":
+        await graph_worker.start()
     finished = await ended(kit, run.run_id)
     await playing
     assert finished["status"] == "completed", finished

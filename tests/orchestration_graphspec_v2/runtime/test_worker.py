@@ -6,9 +6,10 @@ from uuid import UUID
 
 import pytest
 
+from kernel.graph.langgraph_runtime import LangGraphRuntime
 from kernel.store import graph_runs
 from service.dependencies import Services
-from service.graph_worker import GraphWorker, working
+from service.graph_worker import MAX_FAILURES, GraphWorker, working
 from tests.graphs import Definition, ended, graph, graph_agent, joined, node, play, start
 from tests.kit import Kit, Run, done, refused
 
@@ -117,6 +118,21 @@ async def test_a_run_past_its_timeout_stops_its_graph(kit: Kit, graph_worker: Gr
     async with asyncio.timeout(10):
         while graph_worker.holds(UUID(run.run_id)):  # noqa: ASYNC110 - it happens elsewhere
             await asyncio.sleep(0.05)
+
+
+async def test_a_graph_that_fails_by_what_nobody_has_foreseen_ends(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = 0
+
+    async def broken(*_: object, **__: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("nobody has foreseen this")
+
+    agent_id = await graph_agent(kit, graph([], "start -> end"))
+    monkeypatch.setattr(LangGraphRuntime, "run", broken)
+    finished = await ended(kit, (await start(kit, agent_id)).run_id)
+    assert (finished["status"], finished["error"]["code"]) == ("failed", "internal_error")
+    assert tries == MAX_FAILURES
 
 
 async def test_checkpoints_of_a_run_that_ended_without_a_worker_are_found(
