@@ -1,7 +1,8 @@
 """What a decision costs, beside a bare POST of the same bytes to the same OPA.
 
-Run `python -m load.bench_decision [POLICY_DIR]`. It builds the bundle, starts an OPA on it, and asks one question at a
-time and then many at once. Absolute times depend on the machine; the ratio says what the adapter adds.
+Run `python -m load.bench_decision [POLICY_DIR]`. It builds the bundle, starts an OPA on it (as Remit's own, but for its
+authorization), and asks one question at a time, then lists of them, then many at once. Absolute times depend on the
+machine; the ratio says what the adapter adds.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import aiohttp
 import orjson
+import psutil
 import uvloop
 
 import policies
@@ -40,11 +42,13 @@ from kernel.policy.contract import (
     TreeFacts,
 )
 from kernel.policy.opa import OpaAddress, OpaEngine
-from service.embedded.opa import find_or_build_opa
+from kernel.policy.records import record
+from service.embedded.opa import ENVIRONMENT, find_or_build_opa
 
 ROUNDS = 5
 PER_ROUND = 1_000
-BATCH = 64
+BATCHES = (1, 16, 64)
+PER_BATCH_SIZE = 4_096
 MEDIAN_LIMIT_MS = 1.0
 P99_LIMIT_MS = 3.0
 
@@ -125,7 +129,7 @@ def an_opa(binary: Path, bundle: bytes, key: SigningKey) -> Iterator[OpaAddress]
         config.write_text(json.dumps(configuration))
         process = subprocess.Popen(
             [binary, "run", "--server", "--addr", f"127.0.0.1:{port}", "--config-file", config, "--log-level", "error"],
-            env={},
+            env=ENVIRONMENT,
             stderr=subprocess.DEVNULL,
         )
         try:
@@ -133,6 +137,34 @@ def an_opa(binary: Path, bundle: bytes, key: SigningKey) -> Iterator[OpaAddress]
         finally:
             process.kill()
             process.wait()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one of many decisions takes, in microseconds."""
+
+    elapsed_us: float
+    opa_us: float
+    python_us: float
+
+    def __str__(self) -> str:
+        return f"{self.elapsed_us:.0f} µs each, OPA's CPU {self.opa_us:.0f} µs, Python's {self.python_us:.0f} µs"
+
+
+async def cost(engine: OpaEngine, question: DecisionInput, batch: int) -> Cost:
+    """Ask in lists of so many, one list after the other; as a spawn does, and with its record."""
+    (opa,) = psutil.Process().children()
+    before, python, started = opa.cpu_times(), time.process_time(), time.perf_counter()
+    for _ in range(PER_BATCH_SIZE // batch):
+        if batch == 1:
+            answers = [await engine.decide(question)]
+        else:
+            answers = await engine.decide_all([question] * batch)
+        for answer in answers:
+            record(question, answer)
+    elapsed, python, after = time.perf_counter() - started, time.process_time() - python, opa.cpu_times()
+    spent = after.user + after.system - before.user - before.system
+    return Cost(*(seconds / PER_BATCH_SIZE * 1e6 for seconds in (elapsed, spent, python)))
 
 
 async def bench(source: Path) -> bool:
@@ -163,10 +195,7 @@ async def bench(source: Path) -> bool:
                 decided.append(await measure(lambda: engine.decide(question)))
             raw, single = best(bare), best(decided)
 
-            started = time.perf_counter()
-            for _ in range(20):
-                await engine.decide_all([question] * BATCH)
-            batched_ms = (time.perf_counter() - started) / 20 / BATCH * 1e3
+            costs = {batch: await cost(engine, question, batch) for batch in BATCHES}
 
             started = time.perf_counter()
             for _ in range(10):
@@ -177,7 +206,8 @@ async def bench(source: Path) -> bool:
     print(f"bare POST            {raw}")
     print(f"decision             {single} ({'allowed' if answer.decision.allow else 'denied'})")
     print(f"decision / bare POST median {single.median_ms / raw.median_ms:.2f}, CPU {single.cpu_ms / raw.cpu_ms:.2f}")
-    print(f"batch of {BATCH}          {batched_ms:.3f} ms each")
+    for batch, each in costs.items():
+        print(f"{f'in lists of {batch}':<20} {each}, the record included")
     print(f"at once              {rate:.0f} decisions/s")
     print(f"{'within' if within else 'BEYOND'} {MEDIAN_LIMIT_MS:g} ms at the median and {P99_LIMIT_MS:g} ms at p99")
     return within

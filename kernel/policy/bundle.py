@@ -1,7 +1,7 @@
 """Building the policy bundle: which files are in it, what its revision is, and how it is signed.
 
-The optimizer of `opa build` stays off: measured on these policies it saves a tenth of an evaluation at level 1, loses
-as much on the batch entrypoint, and cannot compile them at level 2.
+The optimizer of `opa build` stays off: measured on these policies it makes an evaluation dearer at level 1 and changes
+nothing at level 2.
 """
 
 import asyncio

@@ -24,7 +24,7 @@ from service.embedded.errors import DirectoryError, DirectoryInUseError, OpaStar
 from service.embedded.opa_binary import OPA_VERSION, find_or_build_opa
 from service.embedded.supervision import Supervision
 
-__all__ = ["OPA_VERSION", "BundleService", "EmbeddedOpa", "find_or_build_opa"]
+__all__ = ["ENVIRONMENT", "OPA_VERSION", "BundleService", "EmbeddedOpa", "find_or_build_opa"]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -36,9 +36,9 @@ _START_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 _PORT_TRIES = 10
 _LOG_BYTES = 16 * 1024 * 1024
-# All of its environment. A decision leaves garbage and next to nothing that lives, so collecting it rarely saves a
-# third of OPA's CPU; the limit, which is soft, makes it collect more often before memory could be missed elsewhere.
-_ENVIRONMENT = {"GOGC": "800", "GOMEMLIMIT": "256MiB"}
+ENVIRONMENT = {"GOGC": "800", "GOMEMLIMIT": "256MiB"}
+"""All of OPA's environment. A decision leaves garbage and next to nothing that lives, so collecting it rarely saves a
+third of OPA's CPU; the limit, which is soft, has it collected more often before memory could be missed elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +244,7 @@ class EmbeddedOpa:
                 *("--skip-version-check", "--shutdown-grace-period", "2"),
                 *(self._run_dir / "authz.rego", self._run_dir / "credentials.json"),
             ],
-            environment=_ENVIRONMENT,
+            environment=ENVIRONMENT,
             death_signal=signal.SIGKILL,
             output=self.log_path,
             append=True,

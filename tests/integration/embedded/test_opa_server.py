@@ -76,9 +76,12 @@ async def test_nothing_else_is_permitted_even_with_the_token(opa: EmbeddedOpa, m
         assert answer.status_code in {401, 403}
 
 
-async def test_its_environment_is_empty_and_its_command_line_holds_no_secret(opa: EmbeddedOpa) -> None:
+async def test_its_environment_is_two_settings_of_its_memory_and_its_command_line_holds_no_secret(
+    opa: EmbeddedOpa,
+) -> None:
     process = Path(f"/proc/{opa.pid}")
-    assert (process / "environ").read_bytes() == b""
+    environment = (process / "environ").read_text().rstrip("\0").split("\0")
+    assert sorted(environment) == ["GOGC=800", "GOMEMLIMIT=256MiB"]
     command = (process / "cmdline").read_text()
     assert opa.token not in command
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()]
