@@ -36,6 +36,7 @@ class Work(Enum):
     """What is measured: in words, and in which unit."""
 
     SINGLES = ("single spawns, 32 at once", Unit.CHILDREN)
+    SINGLE_COST = ("single spawns: processor time of each", Unit.MILLISECONDS)
     GROUPS = ("spawns in groups of 1,000", Unit.CHILDREN)
     ACKNOWLEDGED = ("cancel 1,000 children: acknowledged", Unit.MILLISECONDS)
     CANCELLED = ("cancel 1,000 children: all cancelled", Unit.MILLISECONDS)
@@ -73,6 +74,8 @@ COMPARISONS = (
     Comparison(Work.SINGLES, Contender.DBOS, aim=3),
     Comparison(Work.SINGLES, Contender.DBOS_TWO),
     Comparison(Work.SINGLES, Contender.TEMPORAL, aim=8),
+    Comparison(Work.SINGLE_COST, Contender.DBOS),
+    Comparison(Work.SINGLE_COST, Contender.TEMPORAL),
     Comparison(Work.GROUPS, Contender.DBOS),
     Comparison(Work.GROUPS, Contender.DBOS_FLAT),
     Comparison(Work.GROUPS, Contender.TEMPORAL),

@@ -9,6 +9,7 @@ import asyncpg
 
 from load.peers import worker_process
 from load.peers.comparison import Contender, Measurements, Work
+from load.peers.processor_time import milliseconds_each, spent
 from load.peers.verification import Verified, durable, expect
 from load.subject import Subject
 
@@ -42,8 +43,11 @@ async def measure(
         await first.ask("singles", parents=CONCURRENT, seconds=WARM_UP_S, timeout_s=60)
 
         before = await _children(connection)
+        idle = spent(subject.pid, first.process.pid)
         one = await first.ask("singles", parents=CONCURRENT, seconds=seconds, timeout_s=seconds + 60)
+        cost = milliseconds_each(idle, spent(subject.pid, first.process.pid), one["children"])
         measurements.add(Work.SINGLES, Contender.DBOS, one["children"] / one["seconds"])
+        measurements.add(Work.SINGLE_COST, Contender.DBOS, cost)
         expect("DBOS children enqueued singly", await _children(connection) - before, one["children"], verified)
 
         spawning, cancelling = [], []
@@ -64,11 +68,14 @@ async def measure(
         measurements.add(Work.CANCELLED, Contender.DBOS, *milliseconds)
         measurements.add(Work.DRAIN, Contender.DBOS, *((GROUP + 1) / took for took in cancelling))
 
+        before = await _flat(connection)
         flat = [(await first.ask("flat_group", url=url, size=GROUP, timeout_s=120))["seconds"] for _ in range(GROUPS)]
         measurements.add(Work.GROUPS, Contender.DBOS_FLAT, *(GROUP / took for took in flat))
+        expect("DBOS workflows of one transaction", await _flat(connection) - before, GROUP * GROUPS, verified)
 
         second = await stack.enter_async_context(worker_process.started(WORKER, url, log=log))
         await second.ask("singles", parents=CONCURRENT // 2, seconds=WARM_UP_S, timeout_s=60)
+        before = await _children(connection)
         both = await asyncio.gather(
             *(
                 worker.ask("singles", parents=CONCURRENT // 2, seconds=seconds, timeout_s=seconds + 60)
@@ -78,6 +85,17 @@ async def measure(
         measurements.add(
             Work.SINGLES, Contender.DBOS_TWO, sum(figures["children"] / figures["seconds"] for figures in both)
         )
+        claimed = sum(figures["children"] for figures in both)
+        expect(
+            "DBOS children enqueued singly by two processes", await _children(connection) - before, claimed, verified
+        )
+
+
+async def _flat(connection: asyncpg.Connection) -> int:
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM dbos.workflow_status WHERE parent_workflow_id IS NULL AND status = 'ENQUEUED'"
+    )
+    return count
 
 
 async def _children(connection: asyncpg.Connection) -> int:

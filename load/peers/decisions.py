@@ -20,6 +20,7 @@ from kernel.policy.opa import OpaEngine
 from load.bench_decision import a_spawn, an_opa
 from load.peers.comparison import Contender, Measurements, Work
 from load.peers.verification import Verified, expect
+from service.embedded.opa import ENVIRONMENT
 
 Ask = Callable[[], Awaitable[object]]
 
@@ -68,6 +69,7 @@ class Decisions:
         process = await asyncio.create_subprocess_exec(
             *(self._opa, "bench", QUERY, "--bundle", Path(policies.__file__).parent, "--stdin-input"),
             *("--format", "json", "--benchmem=false", "--metrics=false", *more),
+            env=ENVIRONMENT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -173,7 +175,7 @@ async def _serving(opa: Path, files: Sequence[Path]) -> AsyncIterator[str]:
         port = probe.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         *(str(opa), "run", "--server", "--addr", f"127.0.0.1:{port}", "--log-level", "error", *map(str, files)),
-        env={},
+        env=ENVIRONMENT,
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from load.bench_cancel import CLIENTS, Tree, cancel, drained, plant
 from load.peers.comparison import Contender, Measurements, Work
+from load.peers.processor_time import milliseconds_each, spent
 from load.peers.verification import Verified, durable, expect
 from load.subject import Subject, wrk_answers
 
@@ -35,8 +36,11 @@ async def measure_spawning(
     try:
         await durable(connection, "Remit", verified)
         salt = uuid.uuid4().hex
+        idle = spent(subject.pid)
         spawned = await wrk_answers(subject, callers, connections=CLIENTS, seconds=seconds, LOAD_SALT=salt)
+        cost = milliseconds_each(idle, spent(subject.pid), spawned.count)
         measurements.add(Work.SINGLES, Contender.REMIT, spawned.rate)
+        measurements.add(Work.SINGLE_COST, Contender.REMIT, cost)
         made = await connection.fetchval(
             "SELECT count(*) FROM agent_runs WHERE tenant_id = $1 AND starts_with(spawn_key, $2)",
             subject.tenant_id,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from load.peers import temporal_server, worker_process
 from load.peers.comparison import Contender, Measurements, Work
+from load.peers.processor_time import milliseconds_each, spent
 from load.peers.verification import Verified, expect
 
 CONCURRENT = 32
@@ -27,11 +28,15 @@ async def measure(
     """Take one run's figures on a database of its own, and count what is there after the server has been restarted."""
     database, log = directory / "temporal.db", directory / "temporal.log"
     async with (
-        temporal_server.running(program, database, log) as address,
-        worker_process.started(WORKER, address, log=directory / "temporal-worker.log") as worker,
+        temporal_server.running(program, database, log) as server,
+        worker_process.started(WORKER, server.address, log=directory / "temporal-worker.log") as worker,
     ):
         await worker.ask("singles", name="warm-up", parents=CONCURRENT, seconds=WARM_UP_S, timeout_s=TIMEOUT_S)
+        everything = (server.pid, worker.process.pid)
+        idle = spent(*everything)
         singles = await worker.ask("singles", name="single", parents=CONCURRENT, seconds=seconds, timeout_s=TIMEOUT_S)
+        cost = milliseconds_each(idle, spent(*everything), singles["there"])
+        measurements.add(Work.SINGLE_COST, Contender.TEMPORAL, cost)
         measurements.add(Work.SINGLES, Contender.TEMPORAL, singles["children"] / singles["seconds"])
 
         group = await worker.ask("spawn", name="group", size=GROUP, queue=CHILDREN, timeout_s=TIMEOUT_S)
@@ -48,8 +53,8 @@ async def measure(
             measurements.add(Work.CANCELLED, Contender.TEMPORAL_COOPERATIVE, ended["seconds"] * 1000)
             expect("Temporal children cancelled by their workers", ended["children"], GROUP, verified)
     async with (
-        temporal_server.running(program, database, log) as address,
-        worker_process.started(WORKER, address, log=directory / "temporal-worker.log") as worker,
+        temporal_server.running(program, database, log) as server,
+        worker_process.started(WORKER, server.address, log=directory / "temporal-worker.log") as worker,
     ):
         children = "WorkflowType = 'Waiting' AND ParentWorkflowId"
         kept = await worker.ask(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -22,6 +23,14 @@ START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 # Write-ahead, and on disk before an answer: the fastest of SQLite's ways that lose nothing.
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it listens, and its process."""
+
+    address: str
+    pid: int
 
 
 class TemporalError(RuntimeError):
@@ -73,8 +82,8 @@ def version_of(program: Path) -> str:
 
 
 @asynccontextmanager
-async def running(program: Path, database: Path, log: Path) -> AsyncIterator[str]:
-    """Start the server on its file, yield its address once it is healthy, and stop it."""
+async def running(program: Path, database: Path, log: Path) -> AsyncIterator[Server]:
+    """Start the server on its file, wait until it is healthy, and stop it in the end."""
     port = _free_port()
     address = f"127.0.0.1:{port}"
     with log.open("ab") as output:
@@ -87,7 +96,7 @@ async def running(program: Path, database: Path, log: Path) -> AsyncIterator[str
         )
     try:
         await _healthy(program, address, process, log)
-        yield address
+        yield Server(address, process.pid)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
