@@ -91,11 +91,17 @@ class TemplatesAnswer(Answer):
 
 
 class InvokeBody(Body):
-    """A call of a tool on behalf of a run. With a key, a repeat answers as the first call did."""
+    """A call of a tool on behalf of a run."""
 
     caller_run_id: UUID
     input: JsonObject
-    idempotency_key: Key | None = None
+    idempotency_key: Annotated[
+        Key | None,
+        Field(
+            description="With a key, a repeat of an agent_call answers as the first call did, or waits for the same"
+            " run. A rag_retrieval changes nothing: it is made anew, and never finds what has been deleted since."
+        ),
+    ] = None
 
 
 class CallAnswer(Answer):

@@ -29,7 +29,7 @@ async def play_both(api: Api, services: Services, scenario: Scenario) -> tuple[s
         scenario.settle(
             calls.performed,
             repeat=[step_id for step_id, answer in told.items() if answer.get("spawned_run_ids")],
-            ends=ended_by or by_calls["orchestrator"]["status"],
+            ends=by_calls["orchestrator"]["ended_by"] or by_calls["orchestrator"]["status"],
         )
     by_calls["repeats"] = await repeats(calls)
     graph = await Stage.set(await Kit.make(api), services.database, scenario, "graph")

@@ -56,7 +56,8 @@ async def record(stage: Stage, told: dict[str, Any], ended_by: str | None) -> di
     ended = next(run["status"] for run in runs if run["spawn_key"] == "o")
     steps = {step_id: _told(stage, step_id, answer) for step_id, answer in told.items() if _is_step(step_id)}
     document: dict[str, Any] = {
-        "orchestrator": {"status": ended, "ended_by": ended_by},
+        # Who is cancelled is told so at the next call that it makes; a graph makes none.
+        "orchestrator": {"status": ended, "ended_by": ended_by if ended != "cancelled" else None},
         # What a run that did not complete was answered on the way is in the decisions and events.
         "steps": steps if ended == "completed" else {},
         "runs": [dict(run) for run in runs],

@@ -1,6 +1,7 @@
 """agent_call: an agent's run as a function call, that ends in time whatever becomes of anybody."""
 
 import asyncio
+import threading
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -258,6 +259,43 @@ async def test_a_call_that_is_never_answered_ends_at_its_timeout_with_all_below_
     await audit(database, kit)
 
 
+async def test_a_call_that_nobody_takes_up_ends_at_its_timeout(kit: Kit, root: Run, database: Database) -> None:
+    done(await make_tool(kit, config=SHORT))
+    answer = done(await invoke(kit, root))
+    assert (answer["status"], answer["error"]) == ("failed", "agent_call timed out after 1s")
+    assert await claim(kit) == []
+    stored = await statuses(database, kit)
+    assert stored[answer["run_id"]] == "cancelled"
+    await audit(database, kit)
+
+
+async def test_a_caller_that_is_cancelled_while_it_waits_takes_its_child_along(
+    kit: Kit, root: Run, database: Database
+) -> None:
+    call = calling(kit, root)
+    child = await take_up(kit)
+    body = {"caller_run_id": root.run_id, "run_id": root.run_id, "reason": "changed my mind"}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    answer = done(await call)
+    assert (answer["status"], answer["error"]) == ("cancelled", "cancelled: changed my mind")
+    assert (await statuses(database, kit))[child["run_id"]] == "cancelled"
+    refused(await complete(kit, child), 409, "run_cancelled")
+
+
+async def test_a_call_is_refused_where_its_surface_is_switched_off(kit: Kit, root: Run) -> None:
+    waiting = calling(kit, root, idempotency_key="before")
+    child = await take_up(kit)
+    flags = f"/tenants/{kit.tenant_id}/flags"
+    done(await kit.api.put(flags, {"option_a_graphspec_v2": True, "option_b_runtime_primitives": False}))
+    problem = refused(await invoke(kit, root), 403, "policy_denied")
+    assert reason_codes(problem) == ["surface_disabled"]
+    # What is under way ends, and can be repeated.
+    done(await complete(kit, child, output={"n": 1}))
+    answer = done(await waiting)
+    assert answer["output"] == {"n": 1}
+    assert done(await invoke(kit, root, idempotency_key="before")) == answer
+
+
 async def test_a_timeout_that_its_process_did_not_live_to_see_is_kept(kit: Kit, database: Database) -> None:
     boss = await kit.orchestrator("worker", may_spawn=["worker"], **PLENTY)
     root = await kit.root(boss)
@@ -393,7 +431,7 @@ async def test_a_call_without_a_key_ends_with_the_service_and_one_with_a_key_goe
 async def test_many_calls_wait_at_once_and_hold_nothing(
     kit: Kit, root: Run, api_url: str, database: Database, calls_at_once: int
 ) -> None:
-    limits = httpx2.Limits(max_connections=None)
+    limits, threads = httpx2.Limits(max_connections=None), threading.active_count()
     async with httpx2.AsyncClient(base_url=api_url, timeout=120.0, limits=limits) as client:
         mine = Kit(Api(client, kit.api.token), kit.admin, kit.tenant_id, kit.slug)
         calls = [calling(mine, root, given={"n": n}) for n in range(calls_at_once)]
@@ -402,8 +440,9 @@ async def test_many_calls_wait_at_once_and_hold_nothing(
             return len(await statuses(database, kit)) == calls_at_once + 1
 
         await until(all_made, 6000)
-        # Nothing is borrowed between two looks of the poller.
+        # Nothing is borrowed between two looks of the poller, and nobody sits in a thread.
         await until_nobody_borrows(database)
+        assert threading.active_count() - threads < calls_at_once // 4
         served = 0
         while served < calls_at_once:
             runs = await claim(kit, max_runs=100, wait_s=5)

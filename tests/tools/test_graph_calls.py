@@ -11,7 +11,7 @@ from service.graph_worker import GraphWorker, working
 from tests.graphs import ended, graph, graph_agent, node, start
 from tests.kit import Kit, Run, done
 from tests.orchestration_runtime_primitives.work.crew import complete, let_expire
-from tests.tools.workshop import library, make_tool, search, statuses, take_up
+from tests.tools.workshop import invoke, library, make_tool, search, statuses, take_up
 
 CALLING = graph(
     [
@@ -77,6 +77,40 @@ async def test_a_node_searches_a_pipeline(kit: Kit, graph_worker: GraphWorker) -
     run = await start(kit, await graph_agent(kit, definition), {"query": "bark"})
     assert (await ended(kit, run.run_id))["output"] == {"found": ["dogs"]}
     assert [result["document_id"] for result in await search(kit, root, "bark")] == ["dogs"]
+
+
+async def test_what_is_called_may_be_a_graph(kit: Kit, graph_worker: GraphWorker, database: Database) -> None:
+    definition = graph([node("end", "end", output={"heard": "input.question"})], "start -> end")
+    await graph_agent(kit, definition, slug="echo")
+    root = await kit.root(await kit.orchestrator(may_spawn=["echo"]))
+    done(await make_tool(kit, config={"target_agent_slug": "echo"}))
+    answer = done(await invoke(kit, root, given={"question": "why"}))
+    assert (answer["status"], answer["output"]) == ("completed", {"heard": "why"})
+    assert answer["context"]["parent_run_id"] == root.run_id
+
+
+async def test_a_graph_that_waits_for_a_call_is_cancelled_with_all_below_it(
+    kit: Kit, graph_worker: GraphWorker, database: Database
+) -> None:
+    await kit.agent("worker")
+    done(await make_tool(kit))
+    run = await start(kit, await graph_agent(kit, CALLING), {"question": "why"})
+    child = await take_up(kit)
+    body = {"caller_run_id": run.run_id, "run_id": run.run_id}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    assert (await ended(kit, run.run_id))["status"] == "cancelled"
+    assert (await statuses(database, kit))[child["run_id"]] == "cancelled"
+
+
+async def test_a_call_of_a_graph_that_is_never_answered_ends_at_its_timeout(
+    kit: Kit, graph_worker: GraphWorker, database: Database
+) -> None:
+    await kit.agent("worker")
+    done(await make_tool(kit, config={"target_agent_slug": "worker", "execution": {"timeout_s": 1}}))
+    run = await start(kit, await graph_agent(kit, CALLING), {"question": "why"})
+    assert (await ended(kit, run.run_id))["output"] == {"said": None, "status": "failed"}
+    stored = await statuses(database, kit)
+    assert sorted(stored.values()) == ["cancelled", "completed"]
 
 
 async def test_a_call_that_is_refused_fails_the_graph_and_says_why(kit: Kit, graph_worker: GraphWorker) -> None:

@@ -165,6 +165,20 @@ async def test_the_language_of_a_pipeline_stems_its_words(kit: Kit) -> None:
     assert names(await search(kit, root, "the")) == ["a"]
 
 
+async def test_a_key_does_not_keep_what_has_been_taken_away(kit: Kit) -> None:
+    pipeline_id, root = await library(kit, TEXTS)
+    first = await invoke(kit, root, "search", {"query": "cats"}, idempotency_key="k")
+    assert names(done(first)["results"]) == ["cats", "dogs"]
+    done(await kit.api.call("DELETE", f"/retrieval/pipelines/{pipeline_id}/documents/cats"))
+    # A search changes nothing that a repeat could do twice, so it is made anew.
+    again = await invoke(kit, root, "search", {"query": "cats"}, idempotency_key="k")
+    assert names(done(again)["results"]) == ["dogs"]
+    assert "x-idempotency-reused" not in again.headers
+    other = await invoke(kit, root, "search", {"query": "swim"}, idempotency_key="k")
+    assert names(done(other)["results"]) == ["fish"]
+    refused(await invoke(kit, root, "search", {"query": "cats"}, idempotency_key=""), 400, "invalid_request")
+
+
 async def test_documents_are_written_together_or_not_at_all(kit: Kit) -> None:
     pipeline_id, root = await library(kit, TEXTS)
     path = f"/retrieval/pipelines/{pipeline_id}/documents"
