@@ -5,6 +5,7 @@ import asyncio
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,10 @@ async def run_once(
 
 async def compare(runs: int, seconds: int, results: Path) -> bool:
     """Run everything, write down what came of it, and return whether everybody got through."""
+    task = asyncio.current_task()
+    assert task is not None
+    # As after an interrupt from the keyboard: whatever has been started is stopped.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     # Where nobody looks, it is as wide as the table.
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     opa = await find_or_build_opa(progress=console.print)
