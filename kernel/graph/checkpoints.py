@@ -37,6 +37,8 @@ OPTIONS = f"-c search_path={SCHEMA} -c enable_seqscan=off -c jit=off"
 # How LangGraph names the channel by which a node is come to.
 TRIGGER = "branch:to:"
 
+PLAIN = (str, int, float, bool)
+
 # What LangGraph writes in two statements and as many commits, in one.
 PUT = """
 WITH kept AS (
@@ -116,10 +118,10 @@ class RunSaver(AsyncPostgresSaver):
         configurable = config["configurable"]
         thread, ns = configurable["thread_id"], configurable["checkpoint_ns"]
         values = checkpoint["channel_values"]
-        blobs = {name: value for name, value in values.items() if not _is_plain(value)}
-        new = {name: version for name, version in new_versions.items() if name in blobs}
-        rows = self._dump_blobs(thread, ns, blobs, new)
-        plain = {name: value for name, value in values.items() if name not in blobs}
+        # These the tables' reader expects in the checkpoint itself.
+        plain = {name: value for name, value in values.items() if value is None or isinstance(value, PLAIN)}
+        new = {name: version for name, version in new_versions.items() if name in values and name not in plain}
+        rows = self._dump_blobs(thread, ns, values, new)
         given = {
             "thread": thread,
             "ns": ns,
@@ -134,7 +136,7 @@ class RunSaver(AsyncPostgresSaver):
         }
         async with self._pool.connection() as connection:
             await connection.execute(PUT, given, prepare=True, binary=True)
-        self._fresh, self._under_way = False, sum(name.startswith(TRIGGER) for name in values)
+        self._fresh, self._under_way = False, sum(name.startswith(TRIGGER) for name in plain)
         return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": checkpoint["id"]}}
 
     async def aput_writes(
@@ -143,11 +145,6 @@ class RunSaver(AsyncPostgresSaver):
         """Keep what a node gave while others of its step are at work; alone, the checkpoint of the step has it all."""
         if self._under_way > 1:
             await super().aput_writes(config, writes, task_id, task_path)
-
-
-def _is_plain(value: object) -> bool:
-    # These the tables' reader expects in the checkpoint itself.
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 class Checkpoints:

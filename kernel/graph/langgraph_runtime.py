@@ -65,7 +65,8 @@ WAITING = frozenset({NodeType.JOIN, NodeType.TOOL_CALL})
 ROUTING = frozenset({NodeType.ROUTER, NodeType.IF_ELSE})
 
 MAX_STEPS = 10_000
-MAX_KNOWN_GRAPHS = 256
+# What a compiled graph takes grows with the square of its nodes: this is 10 of the largest, or thousands of small ones.
+MAX_KNOWN = 10_000_000
 
 # What passes is tried again; a run that meets it for longer than this has failed.
 PASSING = (DatabaseUnavailableError, FactsChangedError, PolicyUnavailableError, TenantSaturatedError)
@@ -145,7 +146,7 @@ class LangGraphRuntime:
         ends = {channel: node_id for node_id, channel in _channels_of(graph).items() if node_id in graph.exits}
         begun = resumed and await saver.aget_tuple(config) is not None
         first: Kept = {"input": dict(run_input), "context": lineage.document()}
-        compiled = self._compiled(graph).copy({"checkpointer": saver})
+        compiled = (await self._compiled(graph)).copy({"checkpointer": saver})
         under_way = _UnderWay(lineage)
         try:
             # Nothing of a run is told to a tracing service, whatever the environment says.
@@ -164,13 +165,15 @@ class LangGraphRuntime:
             await under_way.leave()
         return _output({end: kept[channel] for channel, end in ends.items() if channel in (kept or ())})
 
-    def _compiled(self, graph: Graph) -> _Compiled:
+    async def _compiled(self, graph: Graph) -> _Compiled:
         known = self._known.get(graph.digest)
         if known is None:
-            known = self._known[graph.digest] = self._compile(graph)
-            while len(self._known) > MAX_KNOWN_GRAPHS:
+            # In a thread: a large graph takes a second, and others go on meanwhile.
+            known = self._known[graph.digest] = await asyncio.to_thread(self._compile, graph)
+            while sum(len(one.nodes) ** 2 for one in self._known.values()) > MAX_KNOWN and len(self._known) > 1:
                 self._known.popitem(last=False)
-        self._known.move_to_end(graph.digest)
+        else:
+            self._known.move_to_end(graph.digest)
         return known
 
     def _compile(self, graph: Graph) -> _Compiled:

@@ -121,12 +121,19 @@ class Ways:
             node_id: sorted({target for targets in graph.routes.get(node_id, {}).values() for target in targets})
             for node_id in graph.nodes
         }
-        flow = Flow(successors)
-        self._after = {node_id: flow.after([node_id]) for node_id in graph.nodes}
-        self._before: dict[str, set[str]] = {node_id: set() for node_id in graph.nodes}
-        for node_id, reached in self._after.items():
-            for target in reached:
-                self._before[target].add(node_id)
+        self._bits = {node_id: 1 << number for number, node_id in enumerate(graph.nodes)}
+        # Sets of nodes as numbers, one bit for each: graphs are kept by the hundred, and these grow with the square.
+        self._after: dict[str, int] = {}
+        for component in Flow(successors).components():
+            # The components come in an order in which what follows one of them is known already.
+            followers = {target for node_id in component for target in successors[node_id]}
+            reached = 0
+            for target in followers:
+                reached |= self._bits[target] | self._after.get(target, 0)
+            if component & followers:
+                for node_id in component:
+                    reached |= self._bits[node_id]
+            self._after |= dict.fromkeys(component, reached)
         ways_in: dict[str, int] = dict.fromkeys(graph.nodes, 0)
         for targets in successors.values():
             for target in targets:
@@ -142,15 +149,19 @@ class Ways:
         if node_id not in self._meeting:
             return False
         others = [other for other in frontier["nodes"] if other != node_id]
-        if not any(node_id in self._after[other] for other in others):
+        if not any(self.leads(other, node_id) for other in others):
             return False
         return set(frontier["nodes"]) != set(frontier["parked"]) or node_id != min(frontier["nodes"])
 
     def latest(self, state: GraphState, node_id: str, types: Iterable[NodeType] = PRODUCERS) -> str | None:
         """The node of some types before this one whose output is the latest."""
         wanted, made = frozenset(types), state.made
-        seen = [one for one in self._before[node_id] if one in made and self._graph.nodes[one].type in wanted]
+        seen = [one for one in made if self._graph.nodes[one].type in wanted and self.leads(one, node_id)]
         return max(seen, key=lambda one: (made[one]["step"], one), default=None)
+
+    def leads(self, node_id: str, target: str) -> bool:
+        """Whether a node can be come to from another one, by an edge at least."""
+        return bool(self._after[node_id] & self._bits[target])
 
     def output_before(self, state: GraphState, node_id: str) -> Any:
         """The latest output before a node of anything that makes one."""

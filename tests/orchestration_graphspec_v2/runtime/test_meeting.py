@@ -4,9 +4,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kernel.graph.ir import build
+from kernel.graph.flow import Flow
+from kernel.graph.ir import Graph, GraphNode, build
 from kernel.graph.reading import read_spec
+from kernel.graph.spec import NodeType, TransformConfig
 from kernel.graph.state import Frontier, Ways
 from tests.graphs import graph, node
 
@@ -114,6 +118,16 @@ def test_two_that_would_wait_for_each_other_in_a_cycle_do_not() -> None:
     visits = walk(definition, {"left": "else", "right": "else"})
     assert visits["end"] == 1
     assert visits["left"] == visits["right"] == 1
+
+
+@given(st.dictionaries(st.integers(0, 8), st.sets(st.integers(0, 8), max_size=3), min_size=1))
+def test_a_node_leads_to_those_that_a_walk_from_it_comes_to(drawn: dict[int, set[int]]) -> None:
+    names = {f"n{one}": [f"n{target}" for target in sorted(drawn.get(one, ()))] for one in range(9)}
+    nodes = {name: GraphNode(name, NodeType.TRANSFORM, TransformConfig(), {}) for name in names}
+    routes = {name: {"next": tuple(targets)} for name, targets in names.items()}
+    ways, flow = Ways(Graph("2.0", nodes, "n0", (), routes, "")), Flow(names)
+    for name in names:
+        assert {target for target in names if ways.leads(name, target)} == flow.after([name])
 
 
 @pytest.mark.parametrize("width", [2, 7])
