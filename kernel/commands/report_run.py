@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from kernel.commands.acknowledging import cancel_covered
-from kernel.commands.aftermath import Aftermath
-from kernel.commands.ending import Ending, end_runs
+from kernel.commands.ending import Ending
 from kernel.commands.lifecycle import Change, lifecycle_event
-from kernel.commands.reporting import LockedRun, Reported, is_repeat, lease_lost, locked_run, was_cancelled
-from kernel.commands.spawning.refusals import count_refusal
-from kernel.domain.errors import ForbiddenError, InvalidRequestError, LeaseLostError, RemitError
+from kernel.commands.reporting import LockedRun, Reported, is_repeat, lease_lost, was_cancelled
+from kernel.commands.reports import Outcome, Reports
+from kernel.domain.errors import ForbiddenError, InvalidRequestError, LeaseLostError
 from kernel.domain.principal import Principal
 from kernel.domain.run import REPORTABLE, TERMINAL, RunStatus, check_transition
-from kernel.store import fences, runs, trees
+from kernel.store import fences, runs
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
 
@@ -32,11 +30,14 @@ class ReportRun:
 
 
 class ReportRunCommand:
-    """Takes a run one step further in its state machine."""
+    """Takes a run one step further in its state machine.
+
+    One per process: a herd of reports in one tree is a few transactions, not as many connections at its lock.
+    """
 
     def __init__(self, database: Database, wakeups: Wakeups | None = None) -> None:
         self._database = database
-        self._wakeups = wakeups
+        self._reports = Reports(database, wakeups, ACTION, _judge)
 
     async def execute(self, principal: Principal, request: ReportRun) -> Reported:
         """Write the step; a repeat of the last one answers as the first time.
@@ -56,14 +57,7 @@ class ReportRunCommand:
                 f"output, error: a run that is {request.status} has not ended, so it has neither", field="output"
             )
         await self._check_reach(principal, request.run_id)
-        async with locked_run(self._database, principal.tenant, request.run_id) as locked:
-            try:
-                aftermath, reported = await _step(locked, request)
-            except RemitError as error:
-                count_refusal(error, locked.run.tenant_slug, ACTION)
-                raise
-        aftermath.tell(self._wakeups)
-        return reported
+        return await self._reports.take(principal.tenant, request)
 
     async def _check_reach(self, principal: Principal, run_id: UUID) -> None:
         if principal.kind != "run" or principal.run_id == run_id:
@@ -75,43 +69,37 @@ class ReportRunCommand:
             raise ForbiddenError(f"run_id: this token reports run {principal.run_id} and those below it only")
 
 
-async def _step(locked: LockedRun, request: ReportRun) -> tuple[Aftermath, Reported]:
+async def _judge(locked: LockedRun, request: ReportRun, outcome: Outcome) -> Reported | None:
+    """The answer to a report after which the run goes on, or that changes nothing; None for one that ends its run."""
     run = locked.run
     if request.status in TERMINAL and await is_repeat(locked, request.status, request.output, request.error):
-        return Aftermath(), Reported(run.run_id, run.status, run.finalized_at, idempotent=True)
+        return Reported(run.run_id, run.status, run.finalized_at, idempotent=True)
     if run.active:
         _check_lease(locked, request.lease)
     if run.status is RunStatus.CANCELLED or locked.fence is not None:
         if locked.fence is None or request.status is not RunStatus.CANCELLED:
             raise await was_cancelled(locked)
-        ended = await cancel_covered(locked.session, locked.tree, {run.run_id: locked.fence}, {run.run_id: run})
-        await trees.advance(locked.session, locked.tree)
-        return ended.aftermath, Reported(run.run_id, request.status, ended.finalized_at[run.run_id])
+        outcome.acknowledged[run.run_id] = locked.fence
+        return None
     if request.status is run.status and run.active:
-        return Aftermath(), Reported(run.run_id, run.status, idempotent=True)
+        return Reported(run.run_id, run.status, idempotent=True)
     check_transition(run.status, request.status)
-    reported = Reported(run.run_id, request.status)
     if request.status in TERMINAL:
-        ending = Ending(run.run_id, request.status, request.output, request.error)
-        ended = await end_runs(locked.session, locked.tree, [ending], known={run.run_id: run})
-        aftermath = ended.aftermath
-        reported = Reported(run.run_id, request.status, ended.finalized_at[run.run_id])
-    else:
-        aftermath = await _move(locked, request.status)
-    await trees.advance(locked.session, locked.tree)
-    return aftermath, reported
+        outcome.ordinary.append(Ending(run.run_id, request.status, request.output, request.error))
+        return None
+    await _move(locked, request.status, outcome)
+    return Reported(run.run_id, request.status)
 
 
-async def _move(locked: LockedRun, status: RunStatus) -> Aftermath:
+async def _move(locked: LockedRun, status: RunStatus, outcome: Outcome) -> None:
     run, tree = locked.run, locked.tree
     seq = tree.next_seq()
     tree.moved(run.status.value, status.value)
     await runs.move(locked.session, run.tenant_id, run.run_id, status, seq=seq)
     change = Change(run.run_id, status, run.group_id)
     tree.tell(lifecycle_event(tree, seq, [change], run.surface))
-    aftermath = Aftermath()
-    aftermath.transitions[run.tenant_slug, status.value] += 1
-    return aftermath
+    outcome.moves.transitions[run.tenant_slug, status.value] += 1
+    outcome.moved = True
 
 
 def _check_lease(locked: LockedRun, lease: UUID | None) -> None:

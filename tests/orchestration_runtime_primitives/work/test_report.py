@@ -1,5 +1,6 @@
 """Status reports: what a runtime may say of the runs that it executes itself."""
 
+import asyncio
 from uuid import UUID, uuid4
 
 from kernel.reconcilers.drain_cancellations import DrainCancellations
@@ -145,4 +146,46 @@ async def test_children_go_on_by_default_and_where_the_parent_was_cancelled(kit:
     done(await report(kit.api, root.run_id, "completed"))
     await DrainCancellations(database).run_once()
     assert (await row(database, run_id))["status"] == "queued"
+    await audit(database, kit)
+
+
+async def test_a_herd_of_reports_in_one_tree_is_a_few_transactions(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(max_fanout=200, max_children_total=200)
+    members = done(await kit.spawn_group(root, "herd", 100, start_background=False))["spawned_run_ids"]
+    await asyncio.gather(*(report(kit.api, member, "paused") for member in members))
+    answers = await asyncio.gather(*(report(kit.api, member, "completed") for member in members))
+    assert {done(answer)["status"] for answer in answers} == {"completed"}
+    ends = [(await row(database, member))["finalized_seq"] for member in members]
+    # A batch of those that end shares one number of the tree's sequence.
+    assert len(set(ends)) < len(members) / 2
+    await audit(database, kit)
+
+
+async def test_each_of_a_herd_is_answered_on_its_own_merits(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(max_fanout=20)
+    ended, paused, doomed, twice, queued = (
+        *[await spawn_one(kit, root, key, start_background=False) for key in ("a", "b", "c", "d")],
+        await spawn_one(kit, root, "e"),
+    )
+    done(await report(kit.api, ended, "completed"))
+    fence_of_one = {"caller_run_id": root.run_id, "run_id": doomed}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", fence_of_one))
+    # The first leaves alone; the others go together behind it.
+    answers = await asyncio.gather(
+        report(kit.api, root.run_id, "paused"),
+        report(kit.api, ended, "failed"),
+        report(kit.api, paused, "paused"),
+        report(kit.api, doomed, "completed"),
+        report(kit.api, twice, "paused"),
+        report(kit.api, twice, "completed"),
+        report(kit.api, queued, "completed"),
+    )
+    refused(answers[1], 409, "illegal_transition")
+    refused(answers[3], 409, "run_cancelled")
+    refused(answers[6], 409, "lease_lost")
+    assert [answers[n].status_code for n in (0, 2, 5)] == [200, 200, 200]
+    # Which of the two reports on one run came first is open; that it has ended is not.
+    assert answers[4].status_code in (200, 409)
+    assert (await row(database, twice))["status"] == "completed"
+    assert (await row(database, paused))["status"] == "paused"
     await audit(database, kit)
