@@ -10,6 +10,7 @@ from load.storms.stage import UNLIMITED
 
 DEPTH = 1_000
 CHAINS = 3
+PLANTED = 0.8
 PAGE = 50
 
 
@@ -35,6 +36,10 @@ class DeepTrees(Scenario):
         self.depth = self.scaled(DEPTH, least=5)
         self.tenant = self.stage.tenant(self.name, {**UNLIMITED, "max_depth": self.depth})
         self.chains = [Chain([root]) for _ in range(CHAINS) if (root := self.client.start(self.tenant))]
+        # A chain grows by one link per answer, so a short storm, or one on a busy machine, would not get deep.
+        first = self.chains[0]
+        while len(first.links) < PLANTED * self.depth:
+            first.links.append(child_of(self.client.spawn(self.tenant, first.links[-1], "orchestrator")))
 
     def streams(self) -> Sequence[Stream]:
         return [

@@ -7,11 +7,14 @@ from typing import Any, Self
 
 OBSERVED, VERDICT, HTML = "observed.json", "verdict.json", "verdict.html"
 
-STYLE = (
-    "font:14px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:1100px;margin:0 auto;padding:1em 2em;"
-    "border-bottom:4px solid "
-)
-CELL = "style='padding:2px 12px 2px 0;text-align:left;vertical-align:top'"
+STYLE = """<style>
+#verdict { font: 14px/1.5 system-ui, sans-serif; color: #222; background: #fff; padding: 1em 2em; }
+#verdict.passed { border-bottom: 4px solid #2a7d2a; }
+#verdict.failed { border-bottom: 4px solid #b00020; }
+#verdict h1 { font-size: 1.5em; margin: 0 0 .5em; }
+#verdict td, #verdict th { padding: 1px 16px 1px 0; text-align: left; font-variant-numeric: tabular-nums; }
+#verdict table { margin: 1em 0; border-collapse: collapse; }
+</style>"""
 FIGURES = (
     ("intended/s", "intended_per_s", ".1f"),
     ("achieved/s", "achieved_per_s", ".1f"),
@@ -76,12 +79,11 @@ class Verdict:
 
     def section(self) -> str:
         """A section of HTML."""
-        colour = "#2a7d2a" if self.passed else "#b00020"
         heads = ("storm", "arrivals", *(head for head, _, _ in FIGURES))
         faults = "".join(f"<li><code>{escape(fault)}</code></li>" for fault in self.faults)
         return (
-            f"<section id='verdict' style='{STYLE}{colour}'>"
-            f"<h1 style='color:{colour};font-size:1.6em'>{escape(self._headline())}</h1>"
+            f"{STYLE}<section id='verdict' class='{'passed' if self.passed else 'failed'}'>"
+            f"<h1>{escape(self._headline())}</h1>"
             + (f"<ul>{faults}</ul>" if faults else "")
             + f"<p>{escape(self._setting())}<br>{escape(' '.join([self._service(), *self._notes()]))}</p>"
             + _table(heads, self._figures())
@@ -154,5 +156,5 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td {CELL}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th {CELL}>{head}</th>' for head in heads)}</tr>{body}</table>"
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{body}</table>"

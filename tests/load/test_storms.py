@@ -107,3 +107,14 @@ async def test_without_a_name_all_storms_rage_at_once_and_within_their_count(sto
     assert set(verdict["scenarios"]) == set(STORMS)
     arrivals = [stream for each in verdict["scenarios"].values() for stream in each["arrivals"].values()]
     assert max(stream["intended"] for stream in arrivals) == 3
+
+
+async def test_a_storm_that_cannot_begin_fails(stormed: Remit, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text("wrong")
+    process = await start("soak", stormed, tmp_path, "--admin-token-file", str(wrong))
+    code, verdict, printed = await finish(process, tmp_path)
+    assert code == 1, printed
+    assert any("401" in fault for fault in verdict["faults"])
+    process = await start("soak", stormed, tmp_path, "--admin-token-file", str(tmp_path / "nowhere"))
+    assert await asyncio.wait_for(process.wait(), 60) == 1
