@@ -1,7 +1,10 @@
 """Open fences, and whom they cover."""
 
 from collections.abc import Iterable
+from itertools import chain
 from uuid import UUID
+
+from asyncpg import Record
 
 from kernel.domain.fences import Fence, FenceScope, Step, covering
 from kernel.store.engine import ReadSession, WriteSession
@@ -33,6 +36,33 @@ WITH RECURSIVE walk AS (
 )
 SELECT tenant_id, start_id, run_id, parent_run_id, orchestration_group_id, spawned_seq, finalized_seq
 FROM walk ORDER BY start_id, hop
+"""
+
+# Likewise, but only the runs themselves and those above them that one of some fences may stand on: once for all runs
+# with one parent, so that ten siblings a thousand levels down cost one walk, and a handful of rows.
+CANDIDATES = """
+WITH RECURSIVE own AS MATERIALIZED (
+  SELECT r.tenant_id, r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
+  FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
+  JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
+), above AS (
+  SELECT s.tenant_id, s.parent_run_id AS start_id, p.run_id, p.parent_run_id, p.orchestration_group_id,
+    p.spawned_seq, p.finalized_seq
+  FROM (SELECT DISTINCT tenant_id, parent_run_id FROM own) s
+  JOIN agent_runs p ON p.tenant_id = s.tenant_id AND p.run_id = s.parent_run_id
+  UNION ALL
+  SELECT a.tenant_id, a.start_id, p.run_id, p.parent_run_id, p.orchestration_group_id, p.spawned_seq,
+    p.finalized_seq
+  FROM above a
+  JOIN agent_runs p ON p.tenant_id = a.tenant_id AND p.run_id = a.parent_run_id
+), hit AS (
+  SELECT * FROM above
+  WHERE run_id = ANY ($3::uuid[]) OR parent_run_id = ANY ($3) OR orchestration_group_id = ANY ($4::uuid[])
+)
+SELECT tenant_id, run_id AS start_id, run_id, parent_run_id, orchestration_group_id, spawned_seq, finalized_seq FROM own
+UNION ALL
+SELECT h.tenant_id, o.run_id, h.run_id, h.parent_run_id, h.orchestration_group_id, h.spawned_seq, h.finalized_seq
+FROM hit h JOIN own o ON o.tenant_id = h.tenant_id AND o.parent_run_id = h.start_id
 """
 
 # The end of a grace is reckoned by the database's clock, the only one that all processes share.
@@ -86,6 +116,25 @@ async def paths(session: ReadSession, runs: Iterable[RunKey]) -> dict[RunKey, li
     """The way from each run up to its root, the run itself first."""
     wanted = list(set(runs))
     rows = await session.driver.fetch(WALK, [key[0] for key in wanted], [key[1] for key in wanted])
+    return _steps(rows)
+
+
+async def _candidates(
+    session: ReadSession, runs: Iterable[RunKey], fences: Iterable[Fence]
+) -> dict[RunKey, list[Step]]:
+    """Of the way from each run up to its root, the run itself and whatever one of the fences may stand on."""
+    wanted, standing = list(set(runs)), list(fences)
+    rows = await session.driver.fetch(
+        CANDIDATES,
+        [key[0] for key in wanted],
+        [key[1] for key in wanted],
+        [fence.run_id for fence in standing if fence.scope is not FenceScope.GROUP],
+        [fence.group_id for fence in standing if fence.scope is FenceScope.GROUP],
+    )
+    return _steps(rows)
+
+
+def _steps(rows: Iterable[Record]) -> dict[RunKey, list[Step]]:
     found: dict[RunKey, list[Step]] = {}
     for row in rows:
         found.setdefault((row["tenant_id"], row["start_id"]), []).append(
@@ -128,7 +177,8 @@ async def covered(session: ReadSession, runs: Iterable[tuple[UUID, UUID, UUID]])
         elif (tenant_id, root_id) in fences:
             unsure.append((tenant_id, root_id, run_id))
     if unsure:
-        ways = await paths(session, ((tenant_id, run_id) for tenant_id, _, run_id in unsure))
+        standing = chain.from_iterable(fences[tenant_id, root_id] for tenant_id, root_id in {u[:2] for u in unsure})
+        ways = await _candidates(session, ((tenant_id, run_id) for tenant_id, _, run_id in unsure), standing)
         for tenant_id, root_id, run_id in unsure:
             fence = covering(fences[tenant_id, root_id], ways.get((tenant_id, run_id), []))
             if fence is not None:

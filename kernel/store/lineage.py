@@ -270,8 +270,8 @@ LEFT JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
 WHERE r.tenant_id = $1 AND r.run_id = $2
 """
 
-# In one statement, so that every child is counted once. The listed ones are read apart: an aggregate with an order would
-# sort all of them, also the million that nobody wants listed.
+# In one statement, so that every child is counted once. The listed ones are read apart: an aggregate with an order
+# would sort all of them, also the million that nobody wants listed.
 CHILDREN = """
 SELECT s.status, s.runs, CASE WHEN s.status = ANY ($3::text[]) THEN ARRAY(
     SELECT r.run_id FROM agent_runs r
