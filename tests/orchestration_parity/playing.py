@@ -127,9 +127,10 @@ class Client:
                 await self._stage.act(action)
                 continue
             run = await self._stage.claim(agent.slug)
-            lead = Client(self._stage, (*self._path, run["context"]["spawn_key"]), run, self._cues)
+            path = (*self._path, run["context"]["spawn_key"])
+            lead = Client(self._stage, path, run, self._cues)
             await lead.play(agent)
-            cue = Cue(self._path, self._joins, [])
+            cue = Cue(self._path, self._joins, [], after=path)
             self._cues.append(cue)
 
     async def _improvise(self, step: Step, group_id: str) -> None:
@@ -153,11 +154,12 @@ class Client:
         if action not in {"completed", "failed", "cancelled", "hold"}:
             return action
         queued = await self._stage.queued()
-        if "worker" in queued:
-            return action
         leads = [slug for slug in sorted(queued) if self._stage.scenario.agents[slug].steps]
         if leads:
+            # One that is a graph waits for nobody either.
             return leads[0]
+        if "worker" in queued:
+            return action
         if queued:
             return {"failed" if action == "failed" else "completed": min(queued)}
         assert self._stage.held, "nobody is left who could decide the group"
@@ -207,6 +209,8 @@ async def through_a_graph(stage: Stage, cues: list[Cue]) -> tuple[dict[str, Any]
         for cue in cues:
             if cue.play:
                 await stage.joined(await stage.run_at(cue.path), cue.number)
+            if cue.after:
+                await stage.ended(await stage.run_at(cue.after))
             for action in cue.play:
                 await stage.act(action)
         await stage.ended(run_id)

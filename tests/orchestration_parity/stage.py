@@ -20,11 +20,12 @@ OWN_FLAG = {"graph": "option_a_graphspec_v2", "primitives": "option_b_runtime_pr
 
 @dataclass
 class Cue:
-    """While a run waits in its n-th join, this is played."""
+    """While a run waits in its n-th join, and another one has ended, this is played."""
 
     path: tuple[str, ...]
     number: int
     play: list[Any]
+    after: tuple[str, ...] | None = None
 
 
 @dataclass
