@@ -56,6 +56,7 @@ def check(value: object) -> None:
         one, depth = open_values.pop()
         size += _ITEM_BYTES
         if isinstance(one, str):
+            _check_text(one)
             size += len(one)
         elif isinstance(one, dict | list | tuple):
             if depth == MAX_DEPTH:
@@ -64,7 +65,9 @@ def check(value: object) -> None:
             if size + len(one) * _ITEM_BYTES > MAX_BYTES:
                 size = MAX_BYTES + 1
             elif isinstance(one, dict):
-                size += sum(map(len, one))
+                for name in one:
+                    _check_text(name)
+                    size += len(name)
                 open_values.extend((item, depth + 1) for item in one.values())
             else:
                 open_values.extend((item, depth + 1) for item in one)
@@ -72,6 +75,15 @@ def check(value: object) -> None:
             raise BeyondBoundsError("a number is beyond 64 bits")
         if size > MAX_BYTES:
             raise BeyondBoundsError(f"the value is larger than {MAX_BYTES} bytes")
+
+
+def _check_text(text: str) -> None:
+    # JSON can write down half a character, as `"\ud800"`; nothing can keep it.
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BeyondBoundsError("a text has half a character") from None
 
 
 @lru_cache(maxsize=4_096)

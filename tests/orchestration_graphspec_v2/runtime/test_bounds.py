@@ -104,6 +104,13 @@ async def test_a_graph_that_grows_without_measure_fails(kit: Kit, expression: st
     assert (finished["status"], finished["error"]["code"]) == ("failed", code), json.dumps(finished)
 
 
+@pytest.mark.parametrize("literal", ['`"\\ud800"`', '`{"\\udfff": 1}`', "to_number('1" + "0" * 30 + "')"])
+async def test_a_value_that_nothing_can_keep_fails_the_run_at_once(kit: Kit, literal: str) -> None:
+    definition = graph([node("odd", "transform", expressions={"it": literal})], "start -> odd", "odd -> end")
+    finished = await ended(kit, (await start(kit, await graph_agent(kit, definition))).run_id)
+    assert (finished["status"], finished["error"]["code"]) == ("failed", "expression_beyond_bounds"), finished
+
+
 async def test_a_cycle_that_doubles_its_output_fails_before_it_is_too_large(kit: Kit) -> None:
     definition = graph(
         [
