@@ -32,7 +32,7 @@ CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 10.0
 
 # The checkpointer names its tables without a schema. What is looked up goes by keys: see kernel/store/engine.py.
-OPTIONS = f"-c search_path={SCHEMA} -c enable_seqscan=off -c jit=off"
+OPTIONS = f"-c search_path={SCHEMA} -c enable_seqscan=off -c jit=off -c plan_cache_mode=force_generic_plan"
 
 # How LangGraph names the channel by which a node is come to.
 TRIGGER = "branch:to:"

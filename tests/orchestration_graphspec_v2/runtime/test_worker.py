@@ -1,6 +1,7 @@
 """How graph workers hold, keep, leave and take up runs."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -118,6 +119,72 @@ async def test_a_run_past_its_timeout_stops_its_graph(kit: Kit, graph_worker: Gr
     async with asyncio.timeout(10):
         while graph_worker.holds(UUID(run.run_id)):  # noqa: ASYNC110 - it happens elsewhere
             await asyncio.sleep(0.05)
+
+
+KEPT = """
+SELECT (SELECT count(*) FROM langgraph.checkpoints WHERE thread_id = $1) AS checkpoints,
+  (SELECT count(*) FROM langgraph.checkpoint_blobs WHERE thread_id = $1) AS blobs,
+  (SELECT count(*) FROM langgraph.checkpoint_writes WHERE thread_id = $1) AS writes
+"""
+
+
+async def kept(services: Services, kit: Kit, run: Run) -> tuple[int, int, int]:
+    async with services.database.read() as session:
+        row = await session.driver.fetchrow(KEPT, f"{kit.tenant_id}:{run.run_id}")
+    return row["checkpoints"], row["blobs"], row["writes"]
+
+
+async def test_a_step_keeps_what_it_has_made_and_no_more(kit: Kit, services: Services) -> None:
+    await kit.agent("worker")
+    length = 8
+    names = [f"t{number}" for number in range(length)]
+    definition = graph(
+        [
+            *(node(name, "transform", expressions={"n": "input"}) for name in names),
+            node("one", "spawn_group", targets=[{"target_agent_slug": "worker"}], scope_subset=["read"]),
+            node("wait", "join"),
+        ],
+        *(f"{source} -> {target}" for source, target in itertools.pairwise(["start", *names, "one", "wait"])),
+        *joined("wait"),
+    )
+    run = await start(kit, await graph_agent(kit, definition))
+    await play(kit, "hold")
+    # LangGraph keeps the input, and begins; then each node has what it has made, and where the graph goes on.
+    nodes = length + 2
+    async with asyncio.timeout(10):
+        while (found := await kept(services, kit, run))[0] < nodes + 2:  # noqa: ASYNC110 - it happens elsewhere
+            await asyncio.sleep(0.02)
+    assert found == (nodes + 2, 2 * nodes + 3, 0)
+
+
+async def test_what_is_done_is_kept_while_its_neighbours_wait(
+    kit: Kit, services: Services, graph_worker: GraphWorker
+) -> None:
+    await kit.agent("worker")
+    definition = graph(
+        [
+            node("one", "spawn_group", targets=[{"target_agent_slug": "worker"}], scope_subset=["read"]),
+            node("part", "parallel"),
+            node("wait", "join"),
+            node("aside", "spawn_run", target_agent_slug="other", scope_subset=["read"]),
+            node("end", "end", output={"join": "nodes.wait.status", "aside": "nodes.aside.status"}),
+        ],
+        "start -> one",
+        "one -> part",
+        "part -> wait",
+        "part -> aside",
+        "aside -> end",
+        *joined("wait"),
+    )
+    await kit.agent("other")
+    run = await start(kit, await graph_agent(kit, definition, may_spawn=["worker", "other"]))
+    await play(kit, "completed", slug="other")
+    await graph_worker.stop()
+    await graph_worker.start()
+    await play(kit, "completed")
+    finished = await ended(kit, run.run_id)
+    assert finished["output"] == {"join": "completed", "aside": "spawned"}, finished
+    assert await children(services, run, "completed") == 2
 
 
 async def test_a_graph_that_fails_by_what_nobody_has_foreseen_ends(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
