@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.operations.deploy import wheel_programs
 from tests.operations.deploy.go_programs import HELM, find_or_build
 from tests.operations.deploy.settings_names import known_settings
 
@@ -63,6 +64,56 @@ def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 async def test_helm_finds_nothing_to_say_of_it() -> None:
     linted = await helm("lint", "--strict", str(CHART))
     assert linted.returncode == 0, linted.stdout
+
+
+async def validated(path: Path, manifests: list[Manifest]) -> subprocess.CompletedProcess[str]:
+    await asyncio.to_thread(path.write_text, yaml.safe_dump_all(manifests))
+    return await wheel_programs.run(wheel_programs.KUBERNETES_VALIDATE, "--strict", str(path))
+
+
+async def test_what_is_rendered_is_what_kubernetes_knows(manifests: list[Manifest], tmp_path: Path) -> None:
+    """By the schemas of Kubernetes itself, strictly; those of the Prometheus operator are not among them."""
+    theirs = [manifest for manifest in manifests if manifest["apiVersion"] == OPERATOR]
+    assert {manifest["kind"] for manifest in theirs} == {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+    ours = [manifest for manifest in manifests if manifest not in theirs]
+    checked = await validated(tmp_path / "manifests.yaml", ours)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert (checked.stdout + checked.stderr).count(" passed ") == len(ours)
+
+
+async def test_the_schemas_of_kubernetes_would_find_a_mistake(manifests: list[Manifest], tmp_path: Path) -> None:
+    text = yaml.safe_dump(of_kind(manifests, "Deployment")["remit-api"])
+    for was, mistake in (("readinessProbe:", "readynessProbe:"), ("replicas: 2", "replicas: two")):
+        assert was in text
+        checked = await validated(tmp_path / "broken.yaml", [yaml.safe_load(text.replace(was, mistake))])
+        assert checked.returncode != 0, mistake
+
+
+# What the operator's own schemas want and know, as far as it is used here.
+OPERATOR = "monitoring.coreos.com/v1"
+OPERATORS_FIELDS = {
+    "ServiceMonitor": ({"selector", "endpoints"}, {"selector", "endpoints", "namespaceSelector", "jobLabel"}),
+    "PodMonitor": (
+        {"selector", "podMetricsEndpoints"},
+        {"selector", "podMetricsEndpoints", "namespaceSelector", "jobLabel"},
+    ),
+    "PrometheusRule": ({"groups"}, {"groups"}),
+}
+RULE_FIELDS = {"alert", "record", "expr", "for", "keep_firing_for", "labels", "annotations"}
+
+
+def test_what_the_prometheus_operator_is_given_is_what_it_knows(manifests: list[Manifest]) -> None:
+    for kind, (wanted, known) in OPERATORS_FIELDS.items():
+        for name, manifest in of_kind(manifests, kind).items():
+            assert manifest["apiVersion"] == OPERATOR, name
+            assert wanted <= set(manifest["spec"]) <= known, name
+            for endpoint in manifest["spec"].get("endpoints", manifest["spec"].get("podMetricsEndpoints", ())):
+                assert {"port"} <= set(endpoint) <= {"port", "path", "interval", "scrapeTimeout", "scheme"}, name
+    for group in of_kind(manifests, "PrometheusRule")["remit"]["spec"]["groups"]:
+        assert {"name", "rules"} <= set(group) <= {"name", "interval", "rules"}
+        for rule in group["rules"]:
+            assert set(rule) <= RULE_FIELDS
+            assert ("alert" in rule) != ("record" in rule)
 
 
 def test_the_parts_are_there(manifests: list[Manifest]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.embedded.opa_binary import OPA_VERSION
+from tests.operations.deploy import wheel_programs
 from tests.operations.deploy.settings_names import known_settings
 
 ROOT = Path(__file__).parents[3]
@@ -27,6 +28,14 @@ def steps() -> list[tuple[str, str]]:
 
 def values(steps: list[tuple[str, str]], instruction: str) -> list[str]:
     return [rest for name, rest in steps if name == instruction]
+
+
+async def test_a_linter_that_parses_it_finds_nothing_to_say(tmp_path: Path) -> None:
+    linted = await wheel_programs.run(wheel_programs.HADOLINT, str(DOCKERFILE))
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    broken = tmp_path / "Dockerfile"
+    broken.write_text(DOCKERFILE.read_text().replace("COPY --from=opa", "COPY --form=opa"))
+    assert (await wheel_programs.run(wheel_programs.HADOLINT, str(broken))).returncode != 0
 
 
 def test_bases_are_pinned(steps: list[tuple[str, str]]) -> None:
