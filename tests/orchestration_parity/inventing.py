@@ -93,12 +93,12 @@ def _leads(draw: st.DrawFn) -> Document:
 def _steps(draw: st.DrawFn, most: int, nested: int, *, may_lead: bool) -> list[Document]:
     """Steps that make sense one after the other; each tells what may follow it."""
     steps: list[Document] = []
-    for _ in range(draw(st.integers(1, most))):
-        kinds = ["spawn_run", "group", "group", "group"]
+    for _ in range(draw(st.sampled_from([number for number in range(1, most + 1) for _ in range(number)]))):
+        kinds = ["spawn_run", "group", "group"]
         if steps:
-            kinds += _following(steps)
+            kinds += 2 * _following(steps)
         if may_lead and not any("lead" in step.get("spawn_group", {}).get("to", ()) for step in steps):
-            kinds.append("lead")
+            kinds += draw(st.sampled_from([[], [], ["lead"]]))
         steps += draw(_step(draw(st.sampled_from(kinds)), nested, steps))
     return steps
 

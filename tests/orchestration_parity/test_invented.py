@@ -17,7 +17,7 @@ from tests.orchestration_parity.story import Scenario, load, scenario_of, tell, 
 
 TORTURE = os.environ.get("REMIT_TORTURE") == "1"
 AT_ONCE = 6
-BATCHES = 100 if TORTURE else 10
+BATCHES = 160 if TORTURE else 16
 
 
 class DifferentError(AssertionError):
