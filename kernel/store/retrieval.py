@@ -64,15 +64,18 @@ HAS_VECTORS = "SELECT to_regtype('vector') IS NOT NULL"
 
 # The best chunks by words, in one statement with those by meaning, so that both see the same documents. A query of
 # nothing but stop words finds nothing: without the guard it would be the pipeline's word alone, and find everything.
+# By the index of words first, whatever is searched for (OFFSET 0): of the pipeline's chunks there may be many.
 BY_WORDS = """
 SELECT 'words' AS ranking, f.* FROM (
   SELECT c.document_id, c.ordinal, c.body, ts_rank_cd(c.words, a.query)::float8 AS score, d.metadata
   FROM (SELECT websearch_to_tsquery($3::text::regconfig, $4::text) AS query) a
-  JOIN retrieval_chunks c ON c.tenant_id = $1 AND c.pipeline_id = $2
-    AND c.words @@ (a.query && quote_literal($5::text)::tsquery)
+  CROSS JOIN LATERAL (
+    SELECT * FROM retrieval_chunks c WHERE c.words @@ (a.query && quote_literal($5::text)::tsquery) OFFSET 0
+  ) c
   JOIN retrieval_documents d
     ON d.tenant_id = c.tenant_id AND d.pipeline_id = c.pipeline_id AND d.document_id = c.document_id
-  WHERE numnode(a.query) > 0 AND ($6::jsonb IS NULL OR d.metadata @> $6::jsonb)
+  WHERE c.tenant_id = $1 AND c.pipeline_id = $2 AND numnode(a.query) > 0
+    AND ($6::jsonb IS NULL OR d.metadata @> $6::jsonb)
   ORDER BY score DESC, c.document_id, c.ordinal LIMIT $7
 ) f
 """

@@ -6,7 +6,7 @@ The plans are the generic ones, which is what our sessions run.
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 
 import kernel.store
 from kernel import wakeups
-from kernel.store import drains, migrate, partitions
+from kernel.store import drains, migrate, partitions, retrieval
 from kernel.store.engine import Database
 
 Plan = dict[str, Any]
@@ -105,8 +105,8 @@ def reads_too_much(node: Plan) -> bool:
     return not columns - {"tenant_id"}
 
 
-def examine(url: str) -> list[str]:
-    """The statements whose plan reads too much, each with the node that does."""
+def plans(url: str, wanted: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Plan]]:
+    """The generic plans of statements, in sessions that are set as ours."""
     address = make_url(url)
     with psycopg.connect(
         host=str(address.query["host"]),
@@ -116,19 +116,23 @@ def examine(url: str) -> list[str]:
         options="-c jit=off -c enable_seqscan=off",
         autocommit=True,
     ) as connection:
-        found = []
-        planned = [(name, sql) for name, sql in statements() if is_planned(name, sql)]
-        assert len(planned) > 100
-        for name, sql in planned:
+        for name, sql in wanted:
             row = connection.execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {sql}".encode()).fetchone()
             assert row is not None
-            found += [
-                f"{name}: {node['Node Type']} of {node['Relation Name']} by {node.get('Index Name')},"
-                f" {node.get('Index Cond')}, {node.get('Filter')}"
-                for node in nodes(row[0][0]["Plan"])
-                if reads_too_much(node)
-            ]
-        return [finding for finding in found if finding.split(":")[0] not in OF_ALL_TENANTS]
+            yield name, row[0][0]["Plan"]
+
+
+def examine(url: str) -> list[str]:
+    """The statements whose plan reads too much, each with the node that does."""
+    planned = [(name, sql) for name, sql in statements() if is_planned(name, sql)]
+    assert len(planned) > 100
+    return [
+        f"{name}: {node['Node Type']} of {node['Relation Name']} by {node.get('Index Name')},"
+        f" {node.get('Index Cond')}, {node.get('Filter')}"
+        for name, plan in plans(url, planned)
+        for node in nodes(plan)
+        if reads_too_much(node) and name not in OF_ALL_TENANTS
+    ]
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["nothing counted", "two tenants counted"])
@@ -140,6 +144,13 @@ async def test_no_statement_reads_all_that_a_tenant_has(own_database: Database, 
         async with own_database.read() as session:
             await session.driver.execute(ANALYZE)
     assert "\n".join(examine(own_database.url)) == ""
+
+
+async def test_a_search_goes_by_its_words(own_database: Database) -> None:
+    ((_, plan),) = plans(own_database.url, [("words", retrieval.BY_WORDS)])
+    assert [node["Index Name"] for node in nodes(plan) if node["Node Type"] == "Bitmap Index Scan"] == [
+        "retrieval_chunks_words"
+    ]
 
 
 async def test_what_the_planner_is_told_of_tenants_outlasts_its_counting(own_database: Database) -> None:
