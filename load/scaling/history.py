@@ -32,13 +32,15 @@ CREATE TEMP TABLE tree (
   tree int, root uuid, start_decision uuid, group_id uuid, group_decision uuid, members uuid[]
 );
 CREATE TEMP TABLE member (tree int, root uuid, group_id uuid, ordinal int, run_id uuid);
-CREATE TEMP TABLE given (tenant_id uuid, template uuid, orchestrator uuid, worker uuid, members int)
+CREATE TEMP TABLE given (
+  tenant_id uuid, template uuid, orchestrator uuid, worker uuid, root_scopes text[], member_scopes text[], members int
+)
 """
 
 # Whose trees they are, after which tree, and of how many members.
 GIVE = """
 INSERT INTO given
-SELECT r.tenant_id, r.run_id, r.agent_id, c.agent_id, $3::int
+SELECT r.tenant_id, r.run_id, r.agent_id, c.agent_id, r.effective_scopes, c.effective_scopes, $3::int
 FROM agent_runs r JOIN agent_runs c ON c.tenant_id = r.tenant_id AND c.parent_run_id = r.run_id
 WHERE r.tenant_id = $1 AND r.run_id = $2
 LIMIT 1
@@ -71,7 +73,7 @@ SELECT v.tenant_id, root, v.members, 6 FROM tree CROSS JOIN given v
 INSERT INTO agent_runs (tenant_id, run_id, root_run_id, depth, agent_id, surface, status, background,
   effective_scopes, failure_policy, children_count, spawned_seq, started_seq, finalized_seq, started_at, finalized_at)
 SELECT v.tenant_id, root, root, 0, v.orchestrator, 'option_b_runtime_primitives', 'completed', false,
-  '{agents.execute,read}', 'best_effort',
+  v.root_scopes, 'best_effort',
   v.members, 1, 1, 6, now(), now()
 FROM tree CROSS JOIN given v
 """,
@@ -90,7 +92,7 @@ INSERT INTO agent_runs (tenant_id, run_id, root_run_id, parent_run_id, depth, sp
   ordinal, agent_id, surface, status, background, effective_scopes, failure_policy, spawned_seq, started_seq,
   finalized_seq, started_at, finalized_at)
 SELECT v.tenant_id, run_id, root, root, 1, group_id::text || ':' || ordinal, group_id, ordinal, v.worker,
-  'option_b_runtime_primitives', 'completed', true, '{read}', 'best_effort', 2, 3, 4, now(), now()
+  'option_b_runtime_primitives', 'completed', true, v.member_scopes, 'best_effort', 2, 3, 4, now(), now()
 FROM member CROSS JOIN given v
 """,
     """

@@ -1,7 +1,6 @@
 """The processes that are measured, and how they are spoken to."""
 
 import asyncio
-import os
 import tempfile
 import time
 import uuid
@@ -237,10 +236,9 @@ async def several(apis: int) -> AsyncIterator[Stage]:
     """`remit serve` so many times, `remit reconcile`, and one PostgreSQL and OPA for all."""
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="remit-scaling-")))
-        postgres = EmbeddedPostgres(directory / "pg", max_connections=100)
+        postgres = EmbeddedPostgres(directory / "pg", progress=print, max_connections=100)
         await postgres.start()
         stack.push_async_callback(postgres.stop)
-        os.environ.update(SETTINGS)
         processes = fleet.assemble(directory, postgres.dsn, await find_or_build_opa(), apis=apis)
         for part in processes.parts:
             # As in production: what is read through for every request is not written down.
