@@ -181,7 +181,7 @@ class TracedPipeline(SpawnPipeline):
 class TracedRunGraph(RunGraphCommand):
     """Executions of graphs as spans, in the trace of the call that started the run; what they spawn continues it."""
 
-    async def execute(self, principal: Principal, claimed: ClaimedRun) -> RunStatus | None:
+    async def execute(self, principal: Principal, claimed: ClaimedRun, *, again: bool = False) -> RunStatus | None:
         """Run it to its end, wherever it was left."""
         given = claimed.context.get("traceparent")
         above = _propagator.extract({"traceparent": str(given)} if given is not None else {})
@@ -198,7 +198,7 @@ class TracedRunGraph(RunGraphCommand):
         ):
             structlog.contextvars.bind_contextvars(trace_id=_trace_id(span))
             ours = replace(claimed, context={**claimed.context, "traceparent": _traceparent()})
-            status = await super().execute(principal, ours)
+            status = await super().execute(principal, ours, again=again)
             # Without a status it was left: to another process, or because it is cancelled.
             span.set_attribute("remit.status", status if status is not None else "left")
             return status

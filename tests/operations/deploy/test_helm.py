@@ -269,7 +269,7 @@ def test_the_network_lets_through_what_is_needed_and_no_more(manifests: list[Man
     assert ports_of(policies["remit-api"]["ingress"]) == {8080}
     assert ports_of(policies["remit-api"]["egress"]) == {4318}
     assert ports_of(policies["remit-loops"]["ingress"]) == {9464}
-    assert ports_of(policies["remit-loops"]["egress"]) == {8080}
+    assert ports_of(policies["remit-loops"]["egress"]) == {8080, 4318}
     # What is let through is what listens.
     listening = {
         (name.split("/")[0], port["containerPort"])
@@ -300,6 +300,15 @@ async def test_callers_and_the_database_can_be_narrowed_down() -> None:
     assert len(peers) == 3
     assert policies["remit-loops"]["ingress"][0]["from"] == values["networkPolicy"]["scrapers"]
     assert ports_of(policies["remit-api"]["egress"]) == {443}
+    assert ports_of(policies["remit-loops"]["egress"]) == {8080, 443}
+
+
+def test_every_process_that_makes_spans_is_told_where_to_send_them(manifests: list[Manifest]) -> None:
+    for name, spec in pod_specs(manifests).items():
+        environment = {variable["name"]: variable.get("value") for variable in spec["containers"][0]["env"]}
+        wanted = ("1", "http://collector:4318") if name != "remit-migrate" else (None, None)
+        told = (environment.get("REMIT_TRACING"), environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+        assert told == wanted, name
 
 
 def test_the_alerts_are_those_of_the_repository(manifests: list[Manifest]) -> None:
