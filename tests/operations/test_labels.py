@@ -3,7 +3,7 @@
 from time import monotonic
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from kernel import metrics
 from service import opa_metrics
@@ -33,6 +33,18 @@ def test_the_first_200_tenants_have_a_label_of_their_own(monkeypatch: pytest.Mon
     assert labels[:200] == [f"tenant-{number}" for number in range(200)]
     assert set(labels[200:]) == {metrics.OTHER_TENANTS}
     assert metrics.tenant_label("tenant-7") == "tenant-7"
+
+
+def test_five_thousand_tenants_make_no_more_series_than_two_hundred_and_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "_tenant_labels", set())
+    registry = CollectorRegistry()
+    spawned = Counter("spawned", "Runs spawned.", ["tenant"], registry=registry)
+    for number in range(5_000):
+        spawned.labels(metrics.tenant_label(f"tenant-{number}")).inc()
+    assert generate_latest(registry).decode().count("spawned_total{") == metrics.MAX_TENANT_LABELS + 1
+    assert registry.get_sample_value("spawned_total", {"tenant": metrics.OTHER_TENANTS}) == 4_800
 
 
 def test_each_opa_shows_its_revision_and_how_long_ago_it_heard() -> None:
