@@ -1,5 +1,6 @@
 """Draws each figure: a panel per dimension, its value above and its CPU time below."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ FAR_APART = 6
 # Room around what is drawn, by kind of axis.
 MARGIN = 1.6
 HEADROOM = 1.35
-CPU_HEADROOM = 1.15
+CPU_HEADROOM = 1.2
 MAX_TICKS = 8
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -56,6 +57,7 @@ def draw(figure: Figure, lines: Mapping[Dimension, Sequence[Record]], path: Path
     scale = SCALES[figure]
     has_cpu = scale.counted is not None
     heights = ROW_HEIGHTS if has_cpu else ROW_HEIGHTS[:1]
+    highest = _highest_bar([record.cpu_ms or 0.0 for line in lines.values() for record in line])
     with mpl.rc_context(STYLE):  # type: ignore[arg-type] # its stub wants a literal of all names
         drawing = Drawing(figsize=(PANEL_WIDTH * len(lines), sum(heights) + 0.5), layout="constrained")
         drawing.suptitle(f"{scale.title}, {scale.unit}; beside each point its ratio to the first", fontsize=10)
@@ -65,7 +67,7 @@ def draw(figure: Figure, lines: Mapping[Dimension, Sequence[Record]], path: Path
         for column, (dimension, line) in enumerate(lines.items()):
             _draw_values(axes[0][column], line)
             if has_cpu:
-                _draw_cpu(axes[1][column], line)
+                _draw_cpu(axes[1][column], line, highest)
             _name_points(axes[-1][column], dimension, line)
         axes[0][0].set_ylabel(scale.unit)
         _scale_values(axes[0][0], [record for line in lines.values() for record in line])
@@ -74,7 +76,6 @@ def draw(figure: Figure, lines: Mapping[Dimension, Sequence[Record]], path: Path
             axes[1][-1].legend(
                 *axes[1][0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
             )
-            axes[1][0].set_ylim(0, max(record.cpu_ms or 0 for line in lines.values() for record in line) * CPU_HEADROOM)
         drawing.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
@@ -90,7 +91,13 @@ def _draw_values(axes: Axes, line: Sequence[Record]) -> None:
         axes.annotate(text, (place, record.value), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
 
 
-def _draw_cpu(axes: Axes, line: Sequence[Record]) -> None:
+def _highest_bar(totals: Sequence[float]) -> float:
+    """The height of the row of bars: a few that tower above the rest are cut off, and say how high they are."""
+    return min(max(totals), FAR_APART * statistics.median(totals)) or 1.0
+
+
+def _draw_cpu(axes: Axes, line: Sequence[Record], highest: float) -> None:
+    axes.set_ylim(0, highest * CPU_HEADROOM)
     below = [0.0] * len(line)
     for name, (label, colour) in PARTS.items():
         heights = [getattr(record, name) or 0.0 for record in line]
@@ -98,7 +105,13 @@ def _draw_cpu(axes: Axes, line: Sequence[Record]) -> None:
         below = [under + height for under, height in zip(below, heights, strict=True)]
     for place, total in enumerate(below):
         axes.annotate(
-            f"{total:.2g}", (place, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7
+            f"{total:.2g}",
+            (place, min(total, highest)),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5} if total > highest else None,
         )
 
 
