@@ -49,7 +49,7 @@ def find_or_build() -> Path:
 
 
 def _build(program: Path) -> None:
-    print(f"Building Temporal's dev server {VERSION}. This happens once and takes one to five minutes", flush=True)
+    print(f"Building Temporal's dev server {VERSION}. This happens once and takes minutes", flush=True)
     with tempfile.TemporaryDirectory(dir=program.parent) as unfinished:
         built = subprocess.run(
             [*_go(), "install", MODULE],
