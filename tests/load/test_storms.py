@@ -15,7 +15,20 @@ pytestmark = pytest.mark.xdist_group("storms")
 
 ROOT = Path(__file__).parents[2]
 # Small, short, and forgiving of a machine that runs the rest of the suite beside it.
-LIGHT = ("--seconds", "2", "--pace", "1.5", "--scale", "0.03", "--tolerance", "1000", "--users", "2", "--workers", "2")
+LIGHT = (
+    "--seconds",
+    "1.5",
+    "--pace",
+    "1.5",
+    "--scale",
+    "0.03",
+    "--tolerance",
+    "1000",
+    "--users",
+    "2",
+    "--workers",
+    "2",
+)
 
 
 async def start(name: str, remit: Remit, directory: Path, *more: str) -> asyncio.subprocess.Process:
@@ -83,15 +96,6 @@ async def test_an_answer_that_should_not_have_been_fails_the_storm(stormed: Remi
     code, verdict, printed = await finish(process, tmp_path)
     assert code == 1, printed
     assert any("high_fanout: unexpected: spawn-group: 4" in fault for fault in verdict["faults"]), verdict["faults"]
-
-
-async def test_what_arrives_beyond_the_bound_in_flight_is_missed_and_counted(stormed: Remit, tmp_path: Path) -> None:
-    process = await start("mixed_tenants", stormed, tmp_path, "--pace", "6", "--in-flight", "1")
-    code, verdict, printed = await finish(process, tmp_path)
-    assert code == 0, printed
-    spawns = verdict["scenarios"]["mixed_tenants"]["arrivals"]["spawn"]
-    assert spawns["missed"] > 0
-    assert spawns["achieved_per_s"] < spawns["intended_per_s"]
 
 
 async def test_without_a_name_all_storms_rage_at_once_and_within_their_count(stormed: Remit, tmp_path: Path) -> None:
