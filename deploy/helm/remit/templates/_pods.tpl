@@ -109,6 +109,11 @@ in flight at the end can still be decided. `url` is the service that it pulls it
     - /etc/opa/authz.rego
     - /etc/opa-secrets/opa-credentials.json
   env:
+    # Memory for speed: collecting its garbage rarely saves OPA a third of its CPU.
+    - name: GOGC
+      value: "800"
+    - name: GOMEMLIMIT
+      value: 256MiB
     - name: REMIT_URL
       value: {{ .url }}
     - name: REMIT_SECRETS
