@@ -49,13 +49,13 @@ async def test_a_graph_from_a_file_is_run_to_its_end(kit: Kit, api_url: str, tmp
         *joined("wait"),
     )
     arguments = [written(tmp_path, definition), "--input", '{"word": "yes"}', "--scope", "read", "--allow", "worker"]
-    (code, out, err), _ = await asyncio.gather(command(kit, api_url, *arguments), play(kit, "completed"))
+    (code, out, err), _ = await asyncio.gather(command(kit, api_url, *arguments), play(kit, "completed", within_s=60))
     assert code == 0, out + err
     assert '"said": "yes"' in out
     assert '"ended": "completed"' in out
     assert "spawn_decision" in out
     # The same file again changes the agent that is there.
-    (code, out, err), _ = await asyncio.gather(command(kit, api_url, *arguments), play(kit, "failed"))
+    (code, out, err), _ = await asyncio.gather(command(kit, api_url, *arguments), play(kit, "failed", within_s=60))
     assert code == 0, out + err
     assert '"ended": "completed_with_errors"' in out
 
