@@ -106,11 +106,15 @@ class Client:
             waiting.cancel()
             self._joins -= 1
         else:
-            await waiting
-            if self._stage.scenario.improvised:
-                await self._improvise(step, asked["orchestration_group_id"])
-            else:
-                await self._perform(step.play)
+            try:
+                await waiting
+                if self._stage.scenario.improvised:
+                    await self._improvise(step, asked["orchestration_group_id"])
+                else:
+                    await self._perform(step.play)
+            except BaseException:
+                calling.cancel()
+                raise
         self._latest = self.told[step.id] = await calling
         status: str = self._latest["status"]
         return HANDLE_OF.get(status, status)
@@ -151,7 +155,7 @@ class Client:
         """The action as it can be done now, if it can; where nobody else is left, whoever is held goes on."""
         if action == "release":
             return action if self._stage.held else None
-        if action not in {"completed", "failed", "cancelled", "hold"}:
+        if isinstance(action, dict) or action not in {"completed", "failed", "cancelled", "hold"}:
             return action
         queued = await self._stage.queued()
         leads = [slug for slug in sorted(queued) if self._stage.scenario.agents[slug].steps]
