@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from kernel.policy.bundle import SigningKey
+from service.embedded.opa import ENVIRONMENT
 from service.embedded.postgres_software import installed_software
 from service.tokens import KeyRing
 from tests.operations.deploy.go_programs import COMPOSE, find_or_build
@@ -96,7 +97,8 @@ def test_an_opa_is_given_what_its_configuration_names_and_nothing_more(services:
     named = set(re.findall(r"\$\{(\w+)\}", (DEPLOY / "opa" / "config.yaml").read_text()))
     for name, owner in OPAS.items():
         opa = services[name]
-        assert set(opa["environment"]) == named
+        assert set(opa["environment"]) == named | set(ENVIRONMENT)
+        assert ENVIRONMENT.items() <= opa["environment"].items()
         assert opa["network_mode"] == f"service:{owner}"
         assert services[owner]["environment"]["REMIT_OPA_URL"] == "http://127.0.0.1:8181"
         assert opa["entrypoint"][-1] == "127.0.0.1:8181"

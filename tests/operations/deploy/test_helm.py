@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.embedded.opa import ENVIRONMENT
 from tests.operations.deploy import wheel_programs
 from tests.operations.deploy.go_programs import HELM, find_or_build
 from tests.operations.deploy.settings_names import known_settings
@@ -166,7 +167,10 @@ def test_settings_are_ones_that_remit_reads(manifests: list[Manifest]) -> None:
     for name, container in containers(manifests):
         named = {variable["name"] for variable in container.get("env", ())}
         if container["name"] == "opa":
-            assert named == set(re.findall(r"\$\{(\w+)\}", (ROOT / "deploy/opa/config.yaml").read_text()))
+            wanted = set(re.findall(r"\$\{(\w+)\}", (ROOT / "deploy/opa/config.yaml").read_text()))
+            assert named == wanted | set(ENVIRONMENT)
+            given = {variable["name"]: variable.get("value") for variable in container["env"]}
+            assert ENVIRONMENT.items() <= given.items()
         else:
             assert {variable for variable in named if not variable.startswith("OTEL_")} <= known, name
     schema = json.loads((CHART / "values.schema.json").read_text())
