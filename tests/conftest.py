@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 import httpx2
 import pytest
+from _pytest.nodeid import coerce_node_id
 from sqlalchemy import make_url
 
 import policies
@@ -96,6 +97,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # The controller starts them for all its workers, which inherit the environment.
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         _session.start()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # What pytest-xdist 3.8 does for `--dist loadgroup`, by the name that pytest 9.2 knows the attribute by; without it
+    # every worker starts the fixtures of every group.
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        groups = sorted({str(mark.args[0]) for mark in item.iter_markers("xdist_group")})
+        if groups and "@" not in item.nodeid:
+            item._id = coerce_node_id(f"{item.nodeid}@{'_'.join(groups)}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
