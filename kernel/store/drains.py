@@ -85,8 +85,14 @@ WITH below AS (
 )
 """
 
-# The walk stops as soon as the limit is reached, so looking costs the same under a million runs as under a few.
-LOOK = "SELECT run_id, status, spawned_seq, ordinal FROM below LIMIT $4"
+# The walk stops as soon as the limit is reached, so looking costs the same under a million runs as under a few. Every
+# step is limited, too, or the planner may choose one that reads all children of a run (a bitmap) before it gives one.
+_LOOK = "SELECT run_id, status, spawned_seq, ordinal FROM below LIMIT $4"
+LOOK = {
+    scope: _BELOW.format(start=f"({start} LIMIT $4)", columns=_COLUMNS).replace("OFFSET 0", "LIMIT $4") + _LOOK
+    for scope, start in _STARTS.items()
+}
+LOOK_AT_TREE = WHOLE_TREE + _LOOK
 
 # In one statement, so that no snapshot outlives it: neither vacuum nor the memory of this process feels the size.
 FILL = """
@@ -315,7 +321,9 @@ async def leave(session: ReadSession, cancellation_id: UUID) -> None:
 
 async def look(session: ReadSession, target: OpenFence, *, limit: int) -> Listed | None:
     """The active runs under a fence, where it covers no more than `limit` runs in all; None where it covers more."""
-    rows = await session.driver.fetch(_walk(target) + LOOK, *_start(target), limit + 1)
+    rows = await session.driver.fetch(
+        LOOK_AT_TREE if target.covers_tree else LOOK[target.fence.scope], *_start(target), limit + 1
+    )
     if len(rows) > limit:
         return None
     active = [row for row in rows if row["status"] in {"queued", "running", "paused"}]

@@ -104,8 +104,9 @@ WITH RECURSIVE below AS (
 )
 """
 
+# Every step is limited, or the planner may choose one that reads all children of a run before it gives one.
 SUBTREE_PAGE = f"""
-{_BELOW}
+{_BELOW.replace("OFFSET 0", "LIMIT $8 + 1")}
 , visited AS MATERIALIZED (SELECT * FROM below LIMIT $8 + 1)
 , page AS (
   SELECT run_id FROM visited

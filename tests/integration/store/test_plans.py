@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 
 import kernel.store
 from kernel import wakeups
-from kernel.store import drains, migrate, partitions, retrieval
+from kernel.store import drains, lineage, migrate, partitions, retrieval
 from kernel.store.engine import Database
 
 Plan = dict[str, Any]
@@ -71,9 +71,8 @@ def statements() -> Iterator[tuple[str, str]]:
         for name, value in vars(contents).items():
             if isinstance(value, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", value):
                 yield f"{module}.{name}", value
-    for scope, walk in drains.BELOW.items():
-        yield f"drains.BELOW.{scope}", walk + drains.LOOK
-    yield "drains.WHOLE_TREE", drains.WHOLE_TREE + drains.LOOK
+    for scope, look in drains.LOOK.items():
+        yield f"drains.LOOK.{scope}", look
     yield "drains.CANCEL", drains._CANCEL.format(chunk="$2::uuid[]")
 
 
@@ -84,8 +83,7 @@ def is_planned(name: str, sql: str) -> bool:
         not constant.startswith("_")
         and not {name, module} & NOT_PLANNED
         and "{" not in sql.replace("'{}'", "")
-        and not (module == "drains" and ("FROM below" in sql and "WITH" not in sql))
-        and not (name == "drains.WHOLE_TREE" and "FROM below" not in sql)
+        and name != "drains.WHOLE_TREE"
     )
 
 
@@ -144,6 +142,19 @@ async def test_no_statement_reads_all_that_a_tenant_has(own_database: Database, 
         async with own_database.read() as session:
             await session.driver.execute(ANALYZE)
     assert "\n".join(examine(own_database.url)) == ""
+
+
+async def test_a_look_below_a_run_does_not_read_all_its_children_first(own_database: Database) -> None:
+    async with own_database.write() as session:
+        few_trees = FILL.replace("CROSS JOIN generate_series(1, 1000)", "CROSS JOIN generate_series(1, 4)")
+        await session.driver.execute(few_trees.replace("generate_series(1, 2) AS n", "generate_series(1, 3000) AS n"))
+    async with own_database.read() as session:
+        await session.driver.execute(ANALYZE)
+    looks = [*((f"look {scope}", sql) for scope, sql in drains.LOOK.items()), ("page", lineage.SUBTREE_PAGE)]
+    for name, plan in plans(own_database.url, looks):
+        steps = [node["Node Type"] for node in nodes(plan) if node.get("Relation Name") == "agent_runs"]
+        assert steps, name
+        assert set(steps) == {"Index Scan"}, name
 
 
 async def test_a_search_goes_by_its_words(own_database: Database) -> None:
