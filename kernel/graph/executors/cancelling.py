@@ -37,7 +37,8 @@ async def cancel_subtree(visit: Visit) -> Outcome:
         "cancelled_run_ids": [str(run_id) for one in done for run_id in one.cancelled_run_ids][:MAX_LISTED],
         "scanned_count": sum(one.scanned_count for one in done),
         "include_root": config.include_root,
-        "reason": reason,
+        # That of the fence that covers them: an earlier one stands.
+        "reason": done[0].reason if len({one.reason for one in done}) == 1 else reason,
         "cancellation_ids": [str(one.cancellation_id) for one in done],
         "state": "drained" if all(one.state == "drained" for one in done) else "draining",
     }
