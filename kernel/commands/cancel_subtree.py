@@ -49,7 +49,12 @@ HEAD_START_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CancelSubtree:
-    """What is asked for. `surface` is the one that the call came through."""
+    """What is asked for.
+
+    Args:
+        surface: the one that the call came through.
+        cancellation_id: the id that the fence is to have; whoever asks again with it hears of that fence once more.
+    """
 
     caller_run_id: UUID
     run_id: UUID
@@ -58,6 +63,7 @@ class CancelSubtree:
     grace_s: int = 0
     wait_s: int = 0
     surface: Surface = Surface.RUNTIME_PRIMITIVES
+    cancellation_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,16 +236,18 @@ class CancelSubtreeCommand:
                 self._wakeups.fence_set()
         cancellation = await self._wait(tenant_id, fenced.cancellation_id, until, progress)
         listed: Sequence[UUID] = ()
-        if not fenced.repeated:
+        # What another fence had cancelled before is not this call's doing.
+        is_own = not fenced.repeated or fenced.cancellation_id == request.cancellation_id
+        if is_own:
             listed = progress.first_ids
             if cancellation.cancelled_count != progress.cancelled:
                 async with self._database.read() as session:
                     listed = await drains.cancelled_ids(session, tenant_id, cancellation, MAX_LISTED)
         return SubtreeCancelled(
             run_id=request.run_id,
-            cancelled_count=0 if fenced.repeated else cancellation.cancelled_count,
+            cancelled_count=cancellation.cancelled_count if is_own else 0,
             cancelled_run_ids=listed,
-            scanned_count=0 if fenced.repeated else cancellation.scanned_count,
+            scanned_count=cancellation.scanned_count if is_own else 0,
             include_root=request.include_root,
             reason=cancellation.reason,
             cancellation_id=cancellation.cancellation_id,
@@ -345,6 +353,7 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
             reason=request.reason,
             surface=request.surface,
             grace_s=request.grace_s,
+            cancellation_id=request.cancellation_id,
         )
         drained = await drain_at_once(session, tree, fence.cancellation_id, at_most=DRAINED_AT_ONCE)
         await trees.advance(session, tree, decided=[allowed.record])
@@ -390,6 +399,8 @@ async def _earlier(session: ReadSession, standing: Standing, request: CancelSubt
     standing_on = await drains.fences_on(session, tenant_id, [step.run_id for step in path])
     if not standing_on:
         return None
+    if request.cancellation_id in standing_on:
+        return standing_on[request.cancellation_id][0]
     if not standing.caller_is_active:
         same = [fence for fence, _ in standing_on.values() if fence.run_id == run_id and fence.scope is _scope(request)]
         return max(same, key=lambda fence: fence.fence_seq, default=None)

@@ -22,15 +22,17 @@ async def set_fence(
     surface: Surface,
     group_id: UUID | None = None,
     grace_s: int = 0,
+    cancellation_id: UUID | None = None,
 ) -> Fence:
     """Set a fence in a tree whose lock this transaction holds; the caller writes the tree's counters back.
 
     Args:
         run_id: the run it stands on; for a group, the group's orchestrator.
+        cancellation_id: the id that it is to have; by default a new one.
         grace_s: seconds in which a worker may still acknowledge the cancellation; what is covered is covered at once.
     """
     fence = Fence(
-        cancellation_id=new_id(),
+        cancellation_id=cancellation_id or new_id(),
         run_id=run_id,
         scope=scope,
         fence_seq=tree.next_seq(),

@@ -1,7 +1,7 @@
 """The node that cancels what is below."""
 
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from kernel.commands.cancel_subtree import DEFAULT_REASON, CancelSubtree, SubtreeCancelled
 from kernel.domain.events import Surface
@@ -25,6 +25,8 @@ async def cancel_subtree(visit: Visit) -> Outcome:
                 reason=reason,
                 grace_s=config.grace_s,
                 surface=Surface.GRAPHSPEC_V2,
+                # The same whenever this visit is repeated: a graph that dies before its checkpoint fences once.
+                cancellation_id=uuid5(visit.lineage.run_id, f"{visit.node.id}:{visit.iteration}:{run_id}"),
             ),
         )
         for run_id in _wanted(visit, config)

@@ -12,7 +12,7 @@ from tests.graphs import Definition, ended, graph, graph_agent, joined, node, pl
 from tests.kit import Kit, Run, done
 from tests.orchestration_graphspec_v2.runtime.gate import gate
 
-STEPS = ("start", "fan", "wait", "verdict", "again", "stop", "asked", "which", "end")
+STEPS = ("start", "fan", "wait", "verdict", "again", "stop", "prune", "asked", "which", "end")
 
 FOUND = """
 SELECT (SELECT replan_attempts FROM agent_runs WHERE run_id = $1) AS attempts,
@@ -33,10 +33,18 @@ def of_every_kind() -> Definition:
             node("verdict", "replan"),
             node("again", "spawn_run", **worker, scope_subset=["read"]),
             node("stop", "cancel_subtree", {"run_id": "nodes.again.spawned_run_ids[0]"}),
+            node("prune", "cancel_subtree", {"run_id": "nodes.fan.spawned_run_ids[0]"}, include_root=False),
             node("asked", "spawn_run", target_agent_slug="stranger", scope_subset=["read"]),
             node("which", "router", routes=["denied"]),
             node(
-                "end", "end", output={"attempt": "nodes.verdict", "status": "nodes.wait.status", "route": "nodes.which"}
+                "end",
+                "end",
+                output={
+                    "attempt": "nodes.verdict",
+                    "status": "nodes.wait.status",
+                    "route": "nodes.which",
+                    "stopped": "nodes.stop.cancelled_count",
+                },
             ),
         ],
         "start -> fan",
@@ -45,7 +53,8 @@ def of_every_kind() -> Definition:
         "verdict:replan -> again",
         "verdict:continue -> end",
         "again -> stop",
-        "stop -> asked",
+        "stop -> prune",
+        "prune -> asked",
         "asked -> which",
         "which:denied -> end",
         "which:default -> end",
@@ -82,11 +91,12 @@ async def test_whichever_node_is_cut_off_the_graph_ends_as_it_would_have(
     assert finished["status"] == "completed", finished
     output = finished["output"]
     assert (output["status"], output["route"]["route"]) == ("completed_with_errors", "denied")
+    assert output["stopped"] == 1
     verdict = output["attempt"]
     assert (verdict["suggested_action"], verdict["failed_count"], verdict["total_children"]) == ("replan", 1, 2)
     assert await told(services, run) == {
         "attempts": 1,
         "children": ["fan completed", "fan failed", "again cancelled"],
         "verdicts": 1,
-        "fences": 1,
+        "fences": 2,
     }
