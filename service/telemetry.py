@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid7
 
 from kernel import metrics
 from kernel.domain.errors import PayloadTooLargeError
-from kernel.identifiers import new_id
 from service import errors
 from service.dependencies import RequestSpans
 
@@ -137,7 +137,7 @@ def _request_id(headers: MutableMapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     if given and len(given) <= MAX_REQUEST_ID and given.isprintable() and given.isascii():
         return given
-    return str(new_id())
+    return str(uuid7())
 
 
 def _given_trace_id(headers: MutableMapping[bytes, bytes]) -> str | None:

@@ -74,7 +74,7 @@ class Caller:
 
     def facts(self) -> CallerFacts:
         """The run as policy is told of it."""
-        return CallerFacts.model_construct(
+        return CallerFacts.known(
             run_id=self.run_id,
             agent_id=self.orchestrator.agent_id,
             agent_slug=self.orchestrator.slug,
@@ -86,7 +86,7 @@ class Caller:
 
     def tree_facts(self) -> TreeFacts:
         """The tree as policy is told of it."""
-        return TreeFacts.model_construct(root_run_id=self.root_run_id, children_total=self.children_total)
+        return TreeFacts.known(root_run_id=self.root_run_id, children_total=self.children_total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +219,13 @@ async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
     for row in document["agents"] or ():
         tenant_id = UUID(row["tenant_id"])
         agent = Agent(
-            TargetFacts.model_construct(
+            TargetFacts.known(
                 agent_id=UUID(row["agent_id"]),
                 slug=row["slug"],
                 kind=row["kind"],
                 status=row["status"],
                 capability_tags=tuple(row["capability_tags"]),
+                count=1,
             ),
             row["revision"],
         )
@@ -244,13 +245,11 @@ def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
 
 def tenant_facts(row: Row, tenant_id: UUID) -> TenantFacts:
     """A tenant from a row with `tenant_slug`, `time_zone` and the two flags (null where none are stored: both on)."""
-    flags = SurfaceFlags.model_construct(
+    flags = SurfaceFlags.known(
         option_a_graphspec_v2=row["option_a"] is not False,
         option_b_runtime_primitives=row["option_b"] is not False,
     )
-    return TenantFacts.model_construct(
-        tenant_id=tenant_id, slug=row["tenant_slug"], time_zone=row["time_zone"], flags=flags
-    )
+    return TenantFacts.known(tenant_id=tenant_id, slug=row["tenant_slug"], time_zone=row["time_zone"], flags=flags)
 
 
 def _orchestrator(row: Row) -> Orchestrator:
@@ -258,7 +257,7 @@ def _orchestrator(row: Row) -> Orchestrator:
     policy = None
     if row["policy"] is not None:
         stored = {**row["policy"], "allowed_scope_subset": tuple(row["policy"]["allowed_scope_subset"])}
-        policy = OrchestratorPolicyFacts.model_construct(**stored)
+        policy = OrchestratorPolicyFacts.known(**stored)
     return Orchestrator(
         agent_id=UUID(row["agent_id"]),
         slug=row["slug"],
@@ -271,7 +270,7 @@ def _orchestrator(row: Row) -> Orchestrator:
 
 def _entry(row: Row) -> AllowlistEntryFacts:
     target = row["target_agent_id"]
-    return AllowlistEntryFacts.model_construct(
+    return AllowlistEntryFacts.known(
         target_agent_id=UUID(target) if target is not None else None,
         target_agent_slug=row["target_agent_slug"],
         capability_tag=row["capability_tag"],

@@ -1,8 +1,9 @@
 """What is ordered, and what comes of it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from uuid import UUID
 
 import orjson
@@ -121,7 +122,7 @@ def digests(order: SpawnOrder, agents: list[Agent | None]) -> dict[str, str]:
         for agent, child in zip(agents, order.children, strict=True)
     ]
     payloads = [child.mapped_input for child in order.children]
-    fields: dict[str, object] = {
+    fields: dict[str, Hashable] = {
         "parent_node_id": order.parent_node_id,
         "failure_policy": order.failure_policy,
         "timeout_s": order.timeout_s,
@@ -129,14 +130,18 @@ def digests(order: SpawnOrder, agents: list[Agent | None]) -> dict[str, str]:
         "start_background": order.background,
     }
     if order.join is None:
-        fields |= {"target": targets[0], "mapped_input_payload": payloads[0]}
+        fields["target"] = targets[0]
+        given = {"mapped_input_payload": digest(payloads[0])}
     else:
-        fields |= {
-            "targets": [targets, payloads],
-            "join_mode": order.join.mode,
-            "quorum_threshold": order.join.quorum_threshold,
-        }
-    return {name: digest(value) for name, value in fields.items()}
+        fields |= {"join_mode": order.join.mode, "quorum_threshold": order.join.quorum_threshold}
+        given = {"targets": digest([targets, payloads])}
+    return {name: _digest(value) for name, value in fields.items()} | given
+
+
+# All but the payloads are the same few values again and again. Typed, for 1 and true are not equal here.
+@lru_cache(maxsize=4096, typed=True)
+def _digest(value: Hashable) -> str:
+    return digest(value)
 
 
 def digest(value: object) -> str:

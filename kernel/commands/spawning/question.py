@@ -61,13 +61,13 @@ def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
             where = "target_agent" if order.join is None else f"targets[{number}]"
             raise NotFoundError(f"{where}: there is no agent {child.target}")
         agents.append(agent)
-    question = DecisionInput.model_construct(
+    question = DecisionInput.known(
         action=order.action,
         surface=order.surface,
         now=datetime.now(UTC),
         tenant=caller.tenant,
         principal=principal_facts(order.principal),
-        request=RequestFacts.model_construct(
+        request=RequestFacts.known(
             scopes=order.scopes,
             count=len(order.children),
             failure_policy=order.failure_policy,
@@ -82,13 +82,17 @@ def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
         orchestrator_policy=caller.orchestrator.policy,
         allowlist=caller.orchestrator.allowlist,
         targets=_targets(agents),
+        subject=None,
+        outcomes=None,
+        retrieval=None,
+        graph=None,
     )
     return Prepared(order, caller, agents, question)
 
 
 def principal_facts(principal: Principal) -> PrincipalFacts:
     """What policy is told of the bearer of a token."""
-    return PrincipalFacts.model_construct(
+    return PrincipalFacts.known(
         kind=principal.kind, run_id=principal.run_id, delegable_scopes=principal.delegable_scopes
     )
 
