@@ -34,15 +34,17 @@ def dispatched(*, in_flight: int, most: int = 1000) -> dict[str, float]:
 
 def test_a_slow_service_does_not_slow_the_arrivals_down() -> None:
     told = dispatched(in_flight=1000)
-    assert told["intended"] == told["answered"] == 50
+    # Sums of hundredths may leave room for one more.
+    assert told["intended"] == told["answered"]
+    assert told["intended"] in {50, 51}
     # Sequential calls of 0.3 s would have been two.
     assert told["gap"] < 0.011
 
 
 def test_what_does_not_fit_in_flight_is_missed() -> None:
     told = dispatched(in_flight=10)
-    assert told["intended"] == 50
-    assert told["answered"] + told["missed"] == 50
+    assert told["intended"] in {50, 51}
+    assert told["answered"] + told["missed"] == told["intended"]
     assert told["missed"] >= 25
     assert told["achieved_per_s"] < told["intended_per_s"]
 

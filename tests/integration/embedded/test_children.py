@@ -26,7 +26,8 @@ async def test_a_child_has_a_session_and_an_environment_of_its_own_and_default_s
     output = tmp_path / "output"
     child = await start("exec sleep 600", output)
     process = Path(f"/proc/{child.pid}")
-    while (process / "comm").read_text() != "sleep\n":
+    # While a program is being replaced it has its new name already, and no environment yet.
+    while (process / "comm").read_text() != "sleep\n" or not (process / "environ").read_bytes():
         await asyncio.sleep(0.005)
     assert os.getsid(child.pid) == child.pid
     assert b"ONLY=this" in (process / "environ").read_bytes()
