@@ -1,7 +1,7 @@
 """Cancel a run and what is below it: a fence at once, and then its drain."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter
@@ -15,17 +15,18 @@ from kernel.commands.asking import Standing
 from kernel.commands.draining import SMALL, Drain, Drained, Progress, drain_at_once
 from kernel.commands.fencing import set_fence
 from kernel.commands.lanes import Lanes
+from kernel.commands.root_lookups import RootLookups
 from kernel.commands.spawning.refusals import count_decisions
 from kernel.domain.errors import NotFoundError, RemitError
 from kernel.domain.events import Surface
-from kernel.domain.fences import Fence, FenceScope, covering
+from kernel.domain.fences import Fence, FenceScope, Step, covering
 from kernel.domain.principal import Principal
 from kernel.policy import records
 from kernel.policy.contract import Action, DecisionInput, RequestFacts
 from kernel.policy.engine import PolicyEngine
 from kernel.policy.records import DecisionRecord
-from kernel.store import decisions, drains, fences, runs, trees
-from kernel.store.drains import Cancellation
+from kernel.store import decisions, drains, trees
+from kernel.store.drains import Cancellation, OpenFence
 from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.store.trees import TreeKey
 from kernel.wakeups import Wakeups
@@ -122,7 +123,7 @@ class CancelSubtreeCommand:
         self._engine = engine
         self._wakeups = wakeups
         self._drain = Drain(database, wakeups)
-        self._lookups: Lanes[UUID, UUID, UUID] = Lanes(self._roots)
+        self._lookups = RootLookups(database)
         self._fences: Lanes[TreeKey, _Call, _Fenced] = Lanes(self._fence_all)
         self._drains: Lanes[TreeKey, UUID, Progress] = Lanes(self._drain_all)
 
@@ -136,16 +137,10 @@ class CancelSubtreeCommand:
             PolicyDeniedError: with every reason.
         """
         principal.check_acts_as(request.caller_run_id)
-        root_run_id = await self._lookups.take(principal.tenant, request.run_id)
+        root_run_id = await self._lookups.root_of(principal.tenant, request.run_id)
         tree = (principal.tenant, root_run_id)
         fenced = await self._fences.take(tree, _Call(principal, request))
         return await self._follow(tree, request, fenced)
-
-    async def _roots(self, tenant_id: UUID, run_ids: Sequence[UUID]) -> list[UUID | Exception]:
-        """The roots of runs, which never change."""
-        async with self._database.read() as session:
-            found = await runs.roots(session, tenant_id, run_ids)
-        return [found.get(run_id) or NotFoundError(f"run_id: there is no run {run_id}") for run_id in run_ids]
 
     async def _fence_all(self, key: TreeKey, calls: Sequence[_Call]) -> list[_Fenced | Exception]:
         """Answer calls in one tree, each on its own merits."""
@@ -167,7 +162,7 @@ class CancelSubtreeCommand:
                     standing = await asking.subject_facts(
                         session, principal, request.run_id, caller_run_id=request.caller_run_id
                     )
-                    if not standing.caller_is_active and await _earlier(session, standing, request) is None:
+                    if not standing.caller_is_active and await _look(session, standing, request) is None:
                         standing.check_caller_active(Action.CANCEL_SUBTREE)
                 except RemitError as error:
                     found.append(error)
@@ -341,7 +336,8 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
     tree = await trees.lock_one(session, *key)
     # Statements of their own, after the lock: their snapshots are newer than the wait.
     now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
-    fence = await _earlier(session, now, request)
+    path, standing_on = await drains.fences_above(session, tree.tenant_id, request.run_id)
+    fence = _earlier(now, request, path, standing_on)
     repeated, drained = fence is not None, None
     if fence is None:
         now.check_caller_active(Action.CANCEL_SUBTREE)
@@ -355,7 +351,16 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
             grace_s=request.grace_s,
             cancellation_id=request.cancellation_id,
         )
-        drained = await drain_at_once(session, tree, fence.cancellation_id, at_most=DRAINED_AT_ONCE)
+        target = OpenFence(
+            tenant_id=tree.tenant_id,
+            tenant_slug=allowed.slug,
+            root_run_id=tree.root_run_id,
+            fence=fence,
+            surface=now.subject_surface,
+            own_group_id=path[0].group_id,
+            active_runs=now.tree_size,
+        )
+        drained = await drain_at_once(session, tree, target, at_most=DRAINED_AT_ONCE)
         await trees.advance(session, tree, decided=[allowed.record])
     else:
         await decisions.append(session, allowed.record)
@@ -389,17 +394,23 @@ def _scope(request: CancelSubtree) -> FenceScope:
     return FenceScope.RUN if request.include_root else FenceScope.CHILDREN
 
 
-async def _earlier(session: ReadSession, standing: Standing, request: CancelSubtree) -> Fence | None:
+async def _look(session: ReadSession, standing: Standing, request: CancelSubtree) -> Fence | None:
+    """See `_earlier`."""
+    path, standing_on = await drains.fences_above(session, standing.tenant.tenant_id, request.run_id)
+    return _earlier(standing, request, path, standing_on)
+
+
+def _earlier(
+    standing: Standing, request: CancelSubtree, path: Sequence[Step], standing_on: Mapping[UUID, tuple[Fence, bool]]
+) -> Fence | None:
     """The fence, open or drained, that leaves nothing to do; None where a new one is to be set.
 
     A caller that has ended may only repeat what it did: there, only a fence of the same kind on the same run counts.
     """
-    tenant_id, run_id = standing.tenant.tenant_id, request.run_id
-    path = (await fences.paths(session, [(tenant_id, run_id)]))[tenant_id, run_id]
-    standing_on = await drains.fences_on(session, tenant_id, [step.run_id for step in path])
+    run_id = request.run_id
     if not standing_on:
         return None
-    if request.cancellation_id in standing_on:
+    if request.cancellation_id is not None and request.cancellation_id in standing_on:
         return standing_on[request.cancellation_id][0]
     if not standing.caller_is_active:
         same = [fence for fence, _ in standing_on.values() if fence.run_id == run_id and fence.scope is _scope(request)]

@@ -74,16 +74,13 @@ class Drained:
         _tell(self._part, wakeups)
 
 
-async def drain_at_once(
-    session: WriteSession, tree: LockedTree, cancellation_id: UUID, *, at_most: int
-) -> Drained | None:
+async def drain_at_once(session: WriteSession, tree: LockedTree, target: OpenFence, *, at_most: int) -> Drained | None:
     """Drain a fence in the transaction that sets it, where no more than so many active runs are under it.
 
     It saves a small cancellation the second commit and the second wait for the lock. None where more are covered than
     is quickly listed, or where a grace is left: those have a drain of their own.
     """
-    target = await drains.open_fence(session, tree.tenant_id, cancellation_id)
-    if target is None or target.fence.grace_until is not None:
+    if target.fence.grace_until is not None:
         return None
     listed = await drains.look(session, target, limit=SEEN_AT_ONCE)
     if listed is None or listed.active > at_most:

@@ -11,7 +11,7 @@ from kernel.domain.fences import Fence, covering
 from kernel.domain.principal import Principal
 from kernel.domain.run import ACTIVE, RunStatus
 from kernel.policy.engine import PolicyEngine
-from kernel.store import drains, fences, lineage
+from kernel.store import drains, lineage
 from kernel.store.engine import Database, ReadSession
 
 
@@ -58,6 +58,5 @@ class ReadRun:
 
 async def fence_over(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Fence | None:
     """The fence, open or drained, that covers a run; of several, the one that was set first."""
-    path = (await fences.paths(session, [(tenant_id, run_id)])).get((tenant_id, run_id), [])
-    found = await drains.fences_on(session, tenant_id, [step.run_id for step in path])
+    path, found = await drains.fences_above(session, tenant_id, run_id)
     return covering((fence for fence, _ in found.values()), path)

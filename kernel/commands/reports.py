@@ -13,8 +13,9 @@ from kernel.commands.aftermath import Aftermath
 from kernel.commands.ending import Ending, end_runs
 from kernel.commands.lanes import Lanes
 from kernel.commands.reporting import LockedRun, Reported
+from kernel.commands.root_lookups import RootLookups
 from kernel.commands.spawning.refusals import count_refusal
-from kernel.domain.errors import NotFoundError, RemitError
+from kernel.domain.errors import RemitError
 from kernel.domain.fences import Fence
 from kernel.domain.run import RunStatus
 from kernel.store import fences, runs, trees
@@ -83,6 +84,7 @@ class Reports(Generic[R]):
         self._wakeups = wakeups
         self._action = action
         self._judge = judge
+        self._lookups = RootLookups(database)
         self._lanes: Lanes[TreeKey, R, Reported] = Lanes(self._batch)
 
     async def take(self, tenant_id: UUID, report: R) -> Reported:
@@ -92,11 +94,7 @@ class Reports(Generic[R]):
             NotFoundError: when the tenant has no such run.
             RemitError: the refusal of this report.
         """
-        async with self._database.read() as session:
-            # The root of a run never changes, so it is known before the lock.
-            root_run_id = (await runs.roots(session, tenant_id, [report.run_id])).get(report.run_id)
-        if root_run_id is None:
-            raise NotFoundError(f"run_id: there is no run {report.run_id}")
+        root_run_id = await self._lookups.root_of(tenant_id, report.run_id)
         return await self._lanes.take((tenant_id, root_run_id), report)
 
     async def _batch(self, key: TreeKey, reports: Sequence[R]) -> list[Reported | Exception]:

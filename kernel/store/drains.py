@@ -9,7 +9,7 @@ from uuid import UUID
 from asyncpg import Record
 
 from kernel.domain.events import EventType, Surface
-from kernel.domain.fences import Fence, FenceScope
+from kernel.domain.fences import Fence, FenceScope, Step
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.groups import MEMBER
 
@@ -173,10 +173,21 @@ SELECT c.cancellation_id, c.root_run_id, c.run_id, c.scope, c.group_id, c.reason
 FROM cancellations c WHERE c.tenant_id = $1 AND c.cancellation_id = $2
 """
 
-# The fences that may cover a run, open or drained: those that stand on it or above it.
-FENCES_ON = """
-SELECT c.cancellation_id, c.run_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until, c.drained_at
-FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = ANY ($2::uuid[])
+# The way from a run up to its root, and the fences on it, open or drained: those that may cover the run.
+FENCES_ABOVE = """
+WITH RECURSIVE walk AS (
+  SELECT 0 AS hop, r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
+  FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = $2
+  UNION ALL
+  SELECT w.hop + 1, p.run_id, p.parent_run_id, p.orchestration_group_id, p.spawned_seq, p.finalized_seq
+  FROM walk w
+  JOIN agent_runs p ON p.tenant_id = $1 AND p.run_id = w.parent_run_id
+)
+SELECT w.hop, w.run_id, w.parent_run_id, w.orchestration_group_id, w.spawned_seq, w.finalized_seq,
+  c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until, c.drained_at
+FROM walk w
+LEFT JOIN LATERAL (SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = w.run_id OFFSET 0) c ON true
+ORDER BY w.hop
 """
 
 # What a fence has cancelled, as its events tell it.
@@ -192,7 +203,7 @@ ORDER BY e.seq LIMIT $5
 class OpenFence:
     """A fence that is not drained yet, with what its drain needs to know.
 
-    `own_group_id` is the group of the run that it stands on; `active_runs` are those of its whole tree.
+    `own_group_id` is the group of the run that it stands on; its whole tree has at most `active_runs`.
     """
 
     tenant_id: UUID
@@ -436,10 +447,19 @@ async def read(session: ReadSession, tenant_id: UUID, cancellation_id: UUID) -> 
     return Cancellation(**{**dict(row), "scope": FenceScope(row["scope"])})
 
 
-async def fences_on(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> dict[UUID, tuple[Fence, bool]]:
-    """The fences that stand on any of some runs, by id; each with whether it is drained."""
-    rows = await session.driver.fetch(FENCES_ON, tenant_id, run_ids)
-    return {row["cancellation_id"]: (_fence(row), row["drained_at"] is not None) for row in rows}
+async def fences_above(
+    session: ReadSession, tenant_id: UUID, run_id: UUID
+) -> tuple[list[Step], dict[UUID, tuple[Fence, bool]]]:
+    """The way from a run up to its root, the run first; the fences on it, by id, each with whether it is drained."""
+    path: dict[int, Step] = {}
+    standing: dict[UUID, tuple[Fence, bool]] = {}
+    for row in await session.driver.fetch(FENCES_ABOVE, tenant_id, run_id):
+        path[row["hop"]] = Step(
+            row["run_id"], row["parent_run_id"], row["orchestration_group_id"], row["spawned_seq"], row["finalized_seq"]
+        )
+        if row["cancellation_id"] is not None:
+            standing[row["cancellation_id"]] = (_fence(row), row["drained_at"] is not None)
+    return list(path.values()), standing
 
 
 async def cancelled_ids(session: ReadSession, tenant_id: UUID, cancellation: Cancellation, limit: int) -> list[UUID]:
