@@ -34,6 +34,7 @@ from service.runtime import PolicyDelivery
 from service.serving import Server, listen, url_of
 from service.settings import Settings
 from service.tokens import KeyRing, Tokens
+from tests.faults.scale import TORTURE
 from tests.kit import ADMIN_TOKEN, Api, Kit
 
 SERVERS = "REMIT_TEST_SERVERS"
@@ -119,6 +120,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in _session.deadlocks():
         terminalreporter.write_line(f"PostgreSQL: {line}", red=True)
+    if TORTURE:
+        for report in terminalreporter.getreports("passed"):
+            if report.when == "call":
+                figures = [f"{value:,} {name}" for name, value in report.user_properties]
+                told = ", ".join([f"{report.duration:,.0f} s", *figures])
+                terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}: {told}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -66,7 +66,11 @@ async def race(
 @pytest.mark.torture
 @pytest.mark.parametrize("trees", [1, 8])
 async def test_fan_out_is_never_exceeded(
-    kit: Kit, crowd: list[httpx2.AsyncClient], audited: Audited, trees: int
+    kit: Kit,
+    crowd: list[httpx2.AsyncClient],
+    audited: Audited,
+    trees: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     limit = 10 if trees > 1 else 40
     first, _ = await kit.team(max_fanout=limit, max_children_total=10_000)
@@ -77,12 +81,18 @@ async def test_fan_out_is_never_exceeded(
         assert limit - GROUP < granted[root.run_id] <= limit
     assert set(codes) == {"max_fanout_exceeded"}
     await audited(kit)
+    record_property("racing calls", CLIENTS * scaled(50))
+    record_property("granted", sum(granted.values()))
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("trees", [1, 8])
 async def test_the_total_of_a_tree_is_never_exceeded(
-    kit: Kit, crowd: list[httpx2.AsyncClient], audited: Audited, trees: int
+    kit: Kit,
+    crowd: list[httpx2.AsyncClient],
+    audited: Audited,
+    trees: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     limit = 16 if trees > 1 else 60
     first, _ = await kit.team(max_fanout=10_000, max_children_total=limit)
@@ -97,11 +107,19 @@ async def test_the_total_of_a_tree_is_never_exceeded(
         assert limit - GROUP < sum(granted[caller] for caller in members) + 3 <= limit
     assert set(codes) == {"max_children_total_exceeded"}
     await audited(kit)
+    record_property("racing calls", CLIENTS * scaled(50))
+    record_property("granted", sum(granted.values()))
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("trees", [1, 8])
-async def test_depth_is_never_exceeded(kit: Kit, crowd: list[httpx2.AsyncClient], audited: Audited, trees: int) -> None:
+async def test_depth_is_never_exceeded(
+    kit: Kit,
+    crowd: list[httpx2.AsyncClient],
+    audited: Audited,
+    trees: int,
+    record_property: Callable[[str, object], None],
+) -> None:
     limit = 4
     first, _ = await kit.team(max_depth=limit, max_fanout=10_000, max_children_total=100_000)
     roots = [first, *[await kit.root(first.agent_id) for _ in range(trees - 1)]]
@@ -127,6 +145,7 @@ async def test_depth_is_never_exceeded(kit: Kit, crowd: list[httpx2.AsyncClient]
     assert max(depth for _, depth in known) == limit
     assert deepest[limit] > 0
     await audited(kit)
+    record_property("racing calls", CLIENTS * scaled(60))
 
 
 @pytest.mark.torture
@@ -217,7 +236,7 @@ async def settle_amid_cuts(kit: Kit, api_url: str, send: Send) -> dict[str, obje
 
 @pytest.mark.torture
 async def test_a_key_sent_by_many_amid_cuts_is_one_run(
-    kit: Kit, api_url: str, database: Database, audited: Audited
+    kit: Kit, api_url: str, database: Database, audited: Audited, record_property: Callable[[str, object], None]
 ) -> None:
     root, _ = await kit.team(max_fanout=10_000, max_children_total=10_000)
     rounds = scaled(50)
@@ -227,11 +246,12 @@ async def test_a_key_sent_by_many_amid_cuts_is_one_run(
         assert len(list(answer["spawned_run_ids"])) == 1  # type: ignore[call-overload]
     assert await children(database, root) == rounds
     await audited(kit)
+    record_property("rounds amid cuts", rounds)
 
 
 @pytest.mark.torture
 async def test_a_prefix_sent_by_many_amid_cuts_is_one_group(
-    kit: Kit, api_url: str, database: Database, audited: Audited
+    kit: Kit, api_url: str, database: Database, audited: Audited, record_property: Callable[[str, object], None]
 ) -> None:
     root, _ = await kit.team(max_fanout=10_000, max_children_total=10_000)
     rounds = scaled(50)
@@ -241,6 +261,7 @@ async def test_a_prefix_sent_by_many_amid_cuts_is_one_group(
         assert len(list(answer["spawned_run_ids"])) == GROUP  # type: ignore[call-overload]
     assert await children(database, root) == rounds * GROUP
     await audited(kit)
+    record_property("rounds amid cuts", rounds)
 
 
 @pytest.mark.parametrize("size", [None, GROUP], ids=["a run", "a group"])

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx2
@@ -418,7 +418,9 @@ PROFILE = settings(
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-async def test_every_answer_is_as_the_model_predicts(api_url: str, database: Database) -> None:
+async def test_every_answer_is_as_the_model_predicts(
+    api_url: str, database: Database, record_property: Callable[[str, object], None]
+) -> None:
     client = Client(api_url)
     machine = type("BoundTenant", (Tenant,), {"client": client, "seen": (seen := Counter[str]())})
     profile = settings(PROFILE, max_examples=scaled(250), stateful_step_count=50)
@@ -429,6 +431,7 @@ async def test_every_answer_is_as_the_model_predicts(api_url: str, database: Dat
     assert len(OUTCOMES - set(seen)) <= (0 if TORTURE else RARE), seen
     async with database.read() as session:
         assert await audit(session.driver) == []
+    record_property("answers predicted", sum(seen.values()))
 
 
 def delegator(client: Client) -> tuple[str, str]:
@@ -444,7 +447,9 @@ def delegator(client: Client) -> tuple[str, str]:
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-async def test_scopes_only_shrink_along_any_chain_of_delegations(api_url: str, database: Database) -> None:
+async def test_scopes_only_shrink_along_any_chain_of_delegations(
+    api_url: str, database: Database, record_property: Callable[[str, object], None]
+) -> None:
     client = Client(api_url)
     tenant_id, agent_id = await asyncio.to_thread(delegator, client)
     wide = st.sets(st.sampled_from(SCOPES), min_size=2).map(sorted)
@@ -493,3 +498,4 @@ async def test_scopes_only_shrink_along_any_chain_of_delegations(api_url: str, d
     assert reached[CHAIN] > 0
     async with database.read() as session:
         assert await audit(session.driver, tenant_id=tenant_id) == []
+    record_property("chains", sum(reached.values()))

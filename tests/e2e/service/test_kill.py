@@ -35,7 +35,9 @@ async def trees(kit: Kit) -> list[Run]:
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-async def test_a_killed_service_takes_its_servers_along_and_loses_nothing(data_dir: Path) -> None:
+async def test_a_killed_service_takes_its_servers_along_and_loses_nothing(
+    data_dir: Path, record_property: Callable[[str, object], None]
+) -> None:
     dice = random.Random(9)
     async with Remit(data_dir) as remit:
         await remit.start()
@@ -53,6 +55,7 @@ async def test_a_killed_service_takes_its_servers_along_and_loses_nothing(data_d
             async with remit.database() as connection:
                 await load.check(connection)
                 assert await audit(connection) == []
+    record_property("kills of the service", scaled(50))
 
 
 async def until_granted(kit: Kit, caller: Run, key: str, refusal: str) -> None:
@@ -140,7 +143,7 @@ async def test_without_postgresql_calls_are_refused_and_with_it_all_goes_on(data
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["opa", "postgres"])
 async def test_a_server_killed_under_load_comes_back_and_nothing_acknowledged_is_lost(
-    data_dir: Path, name: str
+    data_dir: Path, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     async with Remit(data_dir) as remit:
         await remit.start()
@@ -159,6 +162,7 @@ async def test_a_server_killed_under_load_comes_back_and_nothing_acknowledged_is
             async with remit.database() as connection:
                 await load.check(connection)
                 assert await audit(connection) == []
+    record_property(f"kills of {name}", scaled(30))
 
 
 async def test_sigterm_finishes_what_was_begun_and_ends_well_within_ten_seconds(data_dir: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import asyncpg
@@ -56,7 +56,9 @@ async def process(servers: Servers, worker_id: str, tmp_path: Path) -> AsyncIter
 
 @pytest.mark.torture
 @pytest.mark.timeout(900)
-async def test_a_quorum_of_many_children_is_joined_whenever_the_service_is_killed(process: ServiceProcess) -> None:
+async def test_a_quorum_of_many_children_is_joined_whenever_the_service_is_killed(
+    process: ServiceProcess, record_property: Callable[[str, object], None]
+) -> None:
     async with httpx2.AsyncClient(base_url=process.url, timeout=30.0) as client:
         kit = await Kit.make(Stubborn(client, ADMIN_TOKEN))
         await kit.agent("worker")
@@ -102,6 +104,8 @@ async def test_a_quorum_of_many_children_is_joined_whenever_the_service_is_kille
     assert counted.total() == 1 + CHILDREN + 1
     assert counted["completed"] in {1 + QUORUM, 1 + QUORUM + 1}
     assert counted["failed"] == 0
+    record_property("children", CHILDREN)
+    record_property("kills", KILLS)
 
 
 @pytest.mark.torture

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -47,7 +48,9 @@ async def stir(group: Group, database: Database, dice: random.Random) -> None:
     await asyncio.gather(*busy)
 
 
-async def test_a_group_is_decided_once_by_its_inputs_and_alike_for_all(kit: Kit, database: Database) -> None:
+async def test_a_group_is_decided_once_by_its_inputs_and_alike_for_all(
+    kit: Kit, database: Database, record_property: Callable[[str, object], None]
+) -> None:
     dice = random.Random(6)
     root, _ = await kit.team(max_fanout=100_000, max_children_total=100_000)
     for number in range(GROUPS):
@@ -65,3 +68,4 @@ async def test_a_group_is_decided_once_by_its_inputs_and_alike_for_all(kit: Kit,
         await verify(database, group, terms)
     async with database.read() as session:
         assert await audit(session.driver, tenant_id=UUID(kit.tenant_id)) == []
+    record_property("groups", GROUPS)

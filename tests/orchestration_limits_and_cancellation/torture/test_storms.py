@@ -79,7 +79,7 @@ async def unlimited(kit: Kit) -> str:
 
 
 async def test_a_cancel_against_spawners_and_claimers_lets_nothing_escape(
-    kit: Kit, database: Database, unlimited: str
+    kit: Kit, database: Database, unlimited: str, record_property: Callable[[str, object], None]
 ) -> None:
     dice = random.Random(20)
     for number in range(TREES):
@@ -101,6 +101,7 @@ async def test_a_cancel_against_spawners_and_claimers_lets_nothing_escape(
             UUID(kit.tenant_id),
         )
     assert active == 0
+    record_property("trees", TREES)
 
 
 async def test_claims_heartbeats_expiry_and_completions_against_drains_neither_start_twice_nor_deadlock(
@@ -137,7 +138,7 @@ async def test_claims_heartbeats_expiry_and_completions_against_drains_neither_s
 
 
 async def test_cancels_by_the_thousand_at_once_overlapping_and_nested_are_all_answered_and_count_each_run_once(
-    kit: Kit, database: Database, unlimited: str, api_url: str
+    kit: Kit, database: Database, unlimited: str, api_url: str, record_property: Callable[[str, object], None]
 ) -> None:
     cancels = 10_000 if TORTURE else 400
     root = await kit.root(unlimited)
@@ -174,6 +175,7 @@ async def test_cancels_by_the_thousand_at_once_overlapping_and_nested_are_all_an
         )
     assert cancelled == counted
     assert await findings(database, kit) == []
+    record_property("cancels at once", cancels)
 
 
 async def started_in_the_log(database: Database, root_run_id: str) -> dict[str, int]:
