@@ -22,34 +22,41 @@ FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text
   failure_policy, quorum_threshold, timeout_s, size, spawned_seq, decision_id, digests, snapshot, scopes)
 """
 
+# What the members of a group have in common is sent once: each run names the place of its order, counted from 1.
 RUNS = """
-WITH made AS (
+WITH orders AS MATERIALIZED (
+  SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::text[], $7::uuid[], $8::text[],
+    $9::boolean[], $10::text[], $11::text[], $12::int[], $13::bigint[], $14::text[], $15::text[], $16::uuid[],
+    $17::text[])
+    WITH ORDINALITY AS o (tenant_id, root_run_id, parent_run_id, parent_node_id, depth, key, group_id, surface,
+    background, scopes, failure_policy, timeout_s, spawned_seq, digests, snapshot, decision_id, trace_parent, place)
+), made AS (
   INSERT INTO agent_runs (tenant_id, run_id, root_run_id, parent_run_id, parent_node_id, depth, spawn_key,
     orchestration_group_id, ordinal, agent_id, surface, status, background, effective_scopes, failure_policy,
     timeout_s, spawned_seq, started_seq, started_at)
-  SELECT q.tenant_id, q.run_id, q.root_run_id, q.parent_run_id, q.parent_node_id, q.depth, q.spawn_key, q.group_id,
-    q.ordinal, q.agent_id, q.surface, CASE WHEN q.background THEN 'queued' ELSE 'running' END, q.background,
-    string_to_array(q.scopes, ' '), q.failure_policy, q.timeout_s, q.spawned_seq,
-    CASE WHEN q.background THEN NULL ELSE q.spawned_seq END, CASE WHEN q.background THEN NULL ELSE now() END
-  FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::int[], $7::text[], $8::uuid[],
-    $9::int[], $10::uuid[], $11::text[], $12::boolean[], $13::text[], $14::text[], $15::int[], $16::bigint[])
-    AS q (tenant_id, run_id, root_run_id, parent_run_id, parent_node_id, depth, spawn_key, group_id, ordinal,
-    agent_id, surface, background, scopes, failure_policy, timeout_s, spawned_seq)
+  SELECT o.tenant_id, c.run_id, o.root_run_id, o.parent_run_id, o.parent_node_id, o.depth,
+    CASE WHEN o.group_id IS NULL THEN o.key ELSE o.key || ':' || c.ordinal END, o.group_id, c.ordinal, c.agent_id,
+    o.surface, CASE WHEN o.background THEN 'queued' ELSE 'running' END, o.background, string_to_array(o.scopes, ' '),
+    o.failure_policy, o.timeout_s, o.spawned_seq,
+    CASE WHEN o.background THEN NULL ELSE o.spawned_seq END, CASE WHEN o.background THEN NULL ELSE now() END
+  FROM unnest($18::bigint[], $19::uuid[], $20::int[], $21::uuid[]) AS c (place, run_id, ordinal, agent_id)
+  JOIN orders o ON o.place = c.place
 ), given AS (
   INSERT INTO run_payloads (tenant_id, run_id, input, request_digests, policy_snapshot, decision_id, trace_parent)
-  SELECT q.tenant_id, q.run_id, q.input::json, q.digests::json, q.snapshot::json, q.decision_id, q.trace_parent
-  FROM unnest($1::uuid[], $2::uuid[], $17::text[], $18::text[], $19::text[], $20::uuid[], $21::text[])
-    AS q (tenant_id, run_id, input, digests, snapshot, decision_id, trace_parent)
+  SELECT o.tenant_id, c.run_id, c.input::json, o.digests::json, o.snapshot::json, o.decision_id, o.trace_parent
+  FROM unnest($18::bigint[], $19::uuid[], $22::text[]) AS c (place, run_id, input)
+  JOIN orders o ON o.place = c.place
 ), due AS (
   INSERT INTO run_deadlines (tenant_id, run_id, root_run_id, deadline)
-  SELECT q.tenant_id, q.run_id, q.root_run_id, now() + make_interval(secs => q.timeout_s)
-  FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $15::int[]) AS q (tenant_id, run_id, root_run_id, timeout_s)
-  WHERE q.timeout_s IS NOT NULL
+  SELECT o.tenant_id, c.run_id, o.root_run_id, now() + make_interval(secs => o.timeout_s)
+  FROM unnest($18::bigint[], $19::uuid[]) AS c (place, run_id)
+  JOIN orders o ON o.place = c.place
+  WHERE o.timeout_s IS NOT NULL
 )
 UPDATE agent_runs r SET children_count = r.children_count + q.added
 FROM (
-  SELECT tenant_id, parent_run_id, count(*)::int AS added
-  FROM unnest($1::uuid[], $4::uuid[]) AS q (tenant_id, parent_run_id) GROUP BY 1, 2
+  SELECT o.tenant_id, o.parent_run_id, count(*)::int AS added
+  FROM unnest($18::bigint[]) AS c (place) JOIN orders o ON o.place = c.place GROUP BY 1, 2
 ) q
 WHERE r.tenant_id = q.tenant_id AND r.run_id = q.parent_run_id
 """
@@ -60,6 +67,7 @@ class SpawnWrites:
     """Rows of a batch, gathered while its trees are locked. The trees are those that the batch changes."""
 
     groups: list[tuple[object, ...]] = field(default_factory=list)
+    orders: list[tuple[object, ...]] = field(default_factory=list)
     runs: list[tuple[object, ...]] = field(default_factory=list)
     decisions: list[DecisionRecord] = field(default_factory=list)
     trees: dict[tuple[UUID, UUID], LockedTree] = field(default_factory=dict)
@@ -70,7 +78,7 @@ async def write(session: WriteSession, writes: SpawnWrites) -> None:
     if writes.groups:
         await session.driver.execute(GROUPS, *_turn(writes.groups))
     if writes.runs:
-        await session.driver.execute(RUNS, *_turn(writes.runs))
+        await session.driver.execute(RUNS, *_turn(writes.orders), *_turn(writes.runs))
     await trees.advance(session, *writes.trees.values(), decided=writes.decisions)
 
 

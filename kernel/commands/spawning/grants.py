@@ -60,7 +60,8 @@ def grant(prepared: Prepared, evaluated: Evaluated, tree: LockedTree, writes: Sp
     policy_snapshot = orjson.dumps(snapshot).decode()
     if given.group_id is not None:
         writes.groups.append(_group_row(given, request_digests, policy_snapshot))
-    writes.runs.extend(_run_rows(given, request_digests, policy_snapshot))
+    writes.orders.append(_order_row(given, request_digests, policy_snapshot))
+    writes.runs.extend(_run_rows(given, len(writes.orders)))
     tree.tell(_event(given))
     writes.decisions.append(given.record)
     writes.trees[tree.tenant_id, tree.root_run_id] = tree
@@ -92,36 +93,37 @@ def _group_row(given: _Grant, request_digests: str, policy_snapshot: str) -> tup
     )
 
 
-def _run_rows(given: _Grant, request_digests: str, policy_snapshot: str) -> list[tuple[object, ...]]:
-    """Rows of `spawn_writes.RUNS`. What was asked of a group is kept with the group, and not with each member."""
+def _order_row(given: _Grant, request_digests: str, policy_snapshot: str) -> tuple[object, ...]:
+    """The order's part of the rows of `spawn_writes.RUNS`. What was asked of a group is kept with the group."""
     order, single = given.prepared.order, given.group_id is None
-    scopes = " ".join(given.scopes)
-    depth = given.prepared.caller.depth + 1
+    return (
+        order.tenant_id,
+        given.tree.root_run_id,
+        order.caller_run_id,
+        order.parent_node_id,
+        given.prepared.caller.depth + 1,
+        order.key,
+        given.group_id,
+        order.surface.value,
+        order.background,
+        " ".join(given.scopes),
+        given.failure_policy,
+        given.timeout_s if single else None,
+        given.seq,
+        request_digests if single else None,
+        policy_snapshot if single else None,
+        given.record.decision_id if single else None,
+        order.trace_parent,
+    )
+
+
+def _run_rows(given: _Grant, place: int) -> list[tuple[object, ...]]:
+    """The runs' part of the rows of `spawn_writes.RUNS`."""
     return [
-        (
-            order.tenant_id,
-            given.run_ids[ordinal],
-            given.tree.root_run_id,
-            order.caller_run_id,
-            order.parent_node_id,
-            depth,
-            order.key if single else f"{order.key}:{ordinal}",
-            given.group_id,
-            ordinal,
-            agent.facts.agent_id,
-            order.surface.value,
-            order.background,
-            scopes,
-            given.failure_policy,
-            given.timeout_s if single else None,
-            given.seq,
-            orjson.dumps(child.mapped_input).decode(),
-            request_digests if single else None,
-            policy_snapshot if single else None,
-            given.record.decision_id if single else None,
-            order.trace_parent,
+        (place, run_id, ordinal, agent.facts.agent_id, orjson.dumps(child.mapped_input).decode())
+        for ordinal, (run_id, child, agent) in enumerate(
+            zip(given.run_ids, given.prepared.order.children, given.prepared.agents, strict=True)
         )
-        for ordinal, (child, agent) in enumerate(zip(order.children, given.prepared.agents, strict=True))
     ]
 
 
@@ -140,7 +142,7 @@ def _event(given: _Grant) -> Event:
             "node_id": order.parent_node_id,
             "target_agent_id": str(targets[0].facts.agent_id) if len(targets) == 1 else None,
             "target_agent_slug": targets[0].facts.slug if len(targets) == 1 else None,
-            "spawned_run_ids": [str(run_id) for run_id in given.run_ids],
+            "spawned_run_ids": given.run_ids,
             "idempotent": False,
             "decision_id": str(given.record.decision_id),
             "orchestration_group_id": str(given.group_id) if given.group_id is not None else None,
