@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,6 +32,8 @@ BACKLOG = 2048
 # A batch of spawns makes some thousands of objects, nearly all of which die with it.
 GC_YOUNG_OBJECTS = 20_000
 SAME_SIGNAL_S = 1.0
+# Each connection is an open file; the usual soft limit of 1,024 is meant for programs that use `select`.
+MAX_OPEN_FILES = 65_536
 
 log = structlog.get_logger()
 
@@ -87,6 +90,7 @@ async def serve(
         reconcile: whether the loops and a graph worker run in this process.
         on_ready: called once, when the first request would be served.
     """
+    allow_many_connections()
     stopping = asyncio.Event()
     url = settings.bundle_url or url_of(listener)
     async with AsyncExitStack() as stack:
@@ -116,6 +120,14 @@ async def serve(
             await server.serve(sockets=[listener])
             stopping.set()
             announcing.cancel()
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files as far as this process may, so that a thousand streams are no more than that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft not in {resource.RLIM_INFINITY, wanted} and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _settle_memory() -> None:

@@ -16,11 +16,12 @@ from kernel.commands.read_events import BEGINNING, EventReaders, ReadEvents
 from kernel.domain.principal import Principal
 from kernel.policy.opa import OpaEngine
 from kernel.store.engine import Database
+from service.serving import allow_many_connections
 from tests.kit import Api, Kit, Run, done, refused
 from tests.orchestration_runtime_primitives.trees.forest import Forest
 
 CANCEL = "/internal/orchestration/cancel-subtree"
-READERS = 300
+READERS = 500
 MANY = 4_000
 
 
@@ -237,6 +238,8 @@ async def test_an_id_that_is_none_is_refused(kit: Kit, wrong: str) -> None:
 
 
 async def test_hundreds_of_readers_hear_of_a_change(kit: Kit, api_url: str) -> None:
+    # Both ends of each connection are in this process.
+    allow_many_connections()
     root, _ = await kit.team()
     async with httpx2.AsyncClient(base_url=api_url, limits=httpx2.Limits(max_connections=None)) as client:
         api = Api(client, kit.api.token)
