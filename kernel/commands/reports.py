@@ -1,4 +1,8 @@
-"""Reports on runs: those of one tree at about the same time go together, in one transaction under its lock."""
+"""Reports on runs: those that come at about the same time go together, under the locks of their trees.
+
+A commit costs more than all that is written about a run that ends, so trees share it; not too many, because each of
+them is locked until the last has been written.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +27,10 @@ from kernel.store.engine import Database, WriteSession
 from kernel.store.runs import Run
 from kernel.store.trees import LockedTree, TreeKey
 from kernel.wakeups import Wakeups
+
+# So many transactions of a tenant may be under way, on so many trees each.
+LANES = 2
+MAX_TREES = 12
 
 
 class Report(Protocol):
@@ -50,18 +58,36 @@ class Outcome:
     moves: Aftermath = field(default_factory=Aftermath)
     moved: bool = False
 
+    @property
+    def changes(self) -> bool:
+        """Whether anything of the tree changes."""
+        return bool(self.ordinary or self.acknowledged or self.moved)
+
     async def write(
         self, session: WriteSession, tree: LockedTree, known: Mapping[UUID, Run]
     ) -> tuple[Aftermath, dict[UUID, datetime]]:
-        """End the runs, and write the tree back if anything has changed."""
-        if not self.ordinary and not self.acknowledged and not self.moved:
-            return Aftermath(), {}
+        """End the runs; the caller writes the tree back."""
         ended = await end_runs(session, tree, self.ordinary, known=known)
         cancelled = await cancel_covered(session, tree, self.acknowledged, known)
-        await trees.advance(session, tree)
         ended.aftermath.add(self.moves)
         ended.aftermath.add(cancelled.aftermath)
         return ended.aftermath, {**ended.finalized_at, **cancelled.finalized_at}
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """Reports that go together: those of a tenant on half of its trees."""
+
+    tenant_id: UUID
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed(Generic[R]):
+    """A report, and the tree that its run is in."""
+
+    root_run_id: UUID
+    report: R
 
 
 class Reports(Generic[R]):
@@ -85,7 +111,7 @@ class Reports(Generic[R]):
         self._action = action
         self._judge = judge
         self._lookups = RootLookups(database)
-        self._lanes: Lanes[TreeKey, R, Reported] = Lanes(self._batch)
+        self._lanes: Lanes[_Lane, _Placed[R], Reported] = Lanes(self._batch)
 
     async def take(self, tenant_id: UUID, report: R) -> Reported:
         """Answer a report.
@@ -95,49 +121,86 @@ class Reports(Generic[R]):
             RemitError: the refusal of this report.
         """
         root_run_id = await self._lookups.root_of(tenant_id, report.run_id)
-        return await self._lanes.take((tenant_id, root_run_id), report)
+        return await self._lanes.take(_Lane(tenant_id, root_run_id.int % LANES), _Placed(root_run_id, report))
 
-    async def _batch(self, key: TreeKey, reports: Sequence[R]) -> list[Reported | Exception]:
-        """Answer reports on runs of one tree; of several on the same run, one after the other."""
+    async def _batch(self, lane: _Lane, placed: Sequence[_Placed[R]]) -> list[Reported | Exception]:
+        """Answer reports on runs of one tenant; of several on the same run, one after the other."""
         answers: dict[int, Reported | Exception] = {}
-        while len(answers) < len(reports):
-            firsts = {report.run_id: n for n, report in reversed(list(enumerate(reports))) if n not in answers}
-            numbers = sorted(firsts.values())
-            settled = await self._settle_each(key, [reports[number] for number in numbers])
-            answers |= dict(zip(numbers, settled, strict=True))
-        return [answers[number] for number in range(len(reports))]
+        while len(answers) < len(placed):
+            firsts = {one.report.run_id: n for n, one in reversed(list(enumerate(placed))) if n not in answers}
+            for numbers in _parts(placed, sorted(firsts.values())):
+                settled = await self._settle_each(lane.tenant_id, [placed[number] for number in numbers])
+                answers |= dict(zip(numbers, settled, strict=True))
+        return [answers[number] for number in range(len(placed))]
 
-    async def _settle_each(self, key: TreeKey, reports: Sequence[R]) -> list[Reported | Exception]:
+    async def _settle_each(self, tenant_id: UUID, placed: Sequence[_Placed[R]]) -> list[Reported | Exception]:
         try:
-            return await self._settle(key, reports)
+            return await self._settle(tenant_id, placed)
         except pg.PostgresError as error:
-            if len(reports) == 1:
+            if len(placed) == 1:
                 return [error]
         # What the database does not take of one must not fail its neighbours: nothing was committed; each goes alone.
-        return [answer for report in reports for answer in await self._settle_each(key, [report])]
+        return [answer for one in placed for answer in await self._settle_each(tenant_id, [one])]
 
-    async def _settle(self, key: TreeKey, reports: Sequence[R]) -> list[Reported | Exception]:
-        outcome = Outcome()
+    async def _settle(self, tenant_id: UUID, placed: Sequence[_Placed[R]]) -> list[Reported | Exception]:
+        aftermath = Aftermath()
+        finalized_at: dict[UUID, datetime] = {}
         async with self._database.write() as session:
-            tree = await trees.lock_one(session, *key)
-            known = await runs.load(session, tree.tenant_id, [report.run_id for report in reports])
-            covered = {}
-            if tree.open_fences:
-                covered = await fences.covered(session, [(*key, run_id) for run_id, run in known.items() if run.active])
-            answers: list[Reported | RemitError | None] = []
-            for report in reports:
-                run = known[report.run_id]
-                fence = covered.get((tree.tenant_id, run.run_id))
-                try:
-                    answers.append(await self._judge(LockedRun(session, tree, run, fence), report, outcome))
-                except RemitError as error:
-                    answers.append(error)
-            aftermath, finalized_at = await outcome.write(session, tree, known)
+            locked = await trees.lock(session, {(tenant_id, one.root_run_id) for one in placed})
+            known = await runs.load(session, tenant_id, [one.report.run_id for one in placed])
+            outcomes = {key: Outcome() for key in locked}
+            answers = await self._judge_each(session, locked, known, outcomes, placed)
+            changed = [locked[key] for key, outcome in outcomes.items() if outcome.changes]
+            for tree in changed:
+                told, ended = await outcomes[tree.tenant_id, tree.root_run_id].write(session, tree, known)
+                aftermath.add(told)
+                finalized_at |= ended
+            if changed:
+                await trees.advance(session, *changed)
         aftermath.tell(self._wakeups)
-        for report, answer in zip(reports, answers, strict=True):
+        for one, answer in zip(placed, answers, strict=True):
             if isinstance(answer, RemitError):
-                count_refusal(answer, known[report.run_id].tenant_slug, self._action)
+                count_refusal(answer, known[one.report.run_id].tenant_slug, self._action)
         return [
-            answer or Reported(report.run_id, report.status, finalized_at[report.run_id])
-            for report, answer in zip(reports, answers, strict=True)
+            answer or Reported(one.report.run_id, one.report.status, finalized_at[one.report.run_id])
+            for one, answer in zip(placed, answers, strict=True)
         ]
+
+    async def _judge_each(
+        self,
+        session: WriteSession,
+        locked: Mapping[TreeKey, LockedTree],
+        known: Mapping[UUID, Run],
+        outcomes: Mapping[TreeKey, Outcome],
+        placed: Sequence[_Placed[R]],
+    ) -> list[Reported | RemitError | None]:
+        """The answer to each report that changes nothing more, or is refused; None where its run ends."""
+        doubtful = [
+            (run.tenant_id, run.root_run_id, run_id)
+            for run_id, run in known.items()
+            if run.active and locked[run.tenant_id, run.root_run_id].open_fences
+        ]
+        covered = await fences.covered(session, doubtful)
+        answers: list[Reported | RemitError | None] = []
+        for one in placed:
+            run = known[one.report.run_id]
+            key = (run.tenant_id, run.root_run_id)
+            fence = covered.get((run.tenant_id, run.run_id))
+            try:
+                standing = LockedRun(session, locked[key], run, fence)
+                answers.append(await self._judge(standing, one.report, outcomes[key]))
+            except RemitError as error:
+                answers.append(error)
+        return answers
+
+
+def _parts(placed: Sequence[_Placed[R]], numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers of some reports, in parts that are on few enough trees each; those on one tree stay together."""
+    by_tree: dict[UUID, list[int]] = {}
+    for number in numbers:
+        by_tree.setdefault(placed[number].root_run_id, []).append(number)
+    roots = list(by_tree.values())
+    return [
+        [number for one in roots[start : start + MAX_TREES] for number in one]
+        for start in range(0, len(roots), MAX_TREES)
+    ]
