@@ -12,7 +12,7 @@ from asyncpg import exceptions as pg
 from kernel import metrics
 from kernel.commands import asking
 from kernel.commands.asking import Standing
-from kernel.commands.draining import SMALL, Drain, Drained, Progress, drain_at_once
+from kernel.commands.draining import SMALL, Drain, Drained, DrainSize, Progress, drain_at_once
 from kernel.commands.fencing import set_fence
 from kernel.commands.lanes import Lanes
 from kernel.commands.root_lookups import RootLookups
@@ -108,7 +108,7 @@ class _Fenced:
     cancellation_id: UUID
     decision_id: UUID
     repeated: bool
-    drained: Drained | None = None
+    drained: Drained | DrainSize = DrainSize.UNKNOWN
 
 
 class CancelSubtreeCommand:
@@ -214,19 +214,20 @@ class CancelSubtreeCommand:
                 count_decisions([allowed.record])
                 if not answer.repeated:
                     _count_fence(allowed, seconds)
-                if answer.drained is not None:
+                if isinstance(answer.drained, Drained):
                     answer.drained.tell(self._wakeups)
         return answers
 
     async def _follow(self, tree: TreeKey, request: CancelSubtree, fenced: _Fenced) -> SubtreeCancelled:
         """Drain what is small, wait for the rest as long as the caller does, and tell how far it is."""
-        if fenced.drained is not None:
+        if isinstance(fenced.drained, Drained):
             return _told_at_once(request, fenced, fenced.drained)
         tenant_id, _ = tree
         until = monotonic() + request.wait_s
         progress = Progress()
         if not fenced.repeated:
-            progress = await self._drain_small(tree, fenced.cancellation_id)
+            if fenced.drained is DrainSize.UNKNOWN:
+                progress = await self._drain_small(tree, fenced.cancellation_id)
             if not progress.drained and self._wakeups is not None:
                 self._wakeups.fence_set()
         cancellation = await self._wait(tenant_id, fenced.cancellation_id, until, progress)
@@ -262,7 +263,12 @@ class CancelSubtreeCommand:
                 listed = await drains.look(session, target, limit=SMALL) if target is not None else None
             if target is None:
                 progress.drained = True
-            elif listed is not None and listed.active <= DRAINED_AT_ONCE and target.fence.grace_until is None:
+            elif (
+                listed is not None
+                and listed.is_whole
+                and listed.active <= DRAINED_AT_ONCE
+                and target.fence.grace_until is None
+            ):
                 await self._wait(tenant_id, cancellation_id, monotonic() + PATIENCE_S, progress)
         return progress
 
@@ -338,7 +344,8 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
     now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
     path, standing_on = await drains.fences_above(session, tree.tenant_id, request.run_id)
     fence = _earlier(now, request, path, standing_on)
-    repeated, drained = fence is not None, None
+    repeated = fence is not None
+    drained: Drained | DrainSize = DrainSize.UNKNOWN
     if fence is None:
         now.check_caller_active(Action.CANCEL_SUBTREE)
         fence = await set_fence(

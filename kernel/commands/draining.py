@@ -7,6 +7,7 @@ tree, and each run is counted by the one that changed it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from time import monotonic
 from uuid import UUID
 
@@ -60,6 +61,13 @@ class _Part:
     seconds: float | None
 
 
+class DrainSize(Enum):
+    """What is known of a drain that was not done at once: that it is large, or nothing."""
+
+    LARGE = auto()
+    UNKNOWN = auto()
+
+
 @dataclass(slots=True)
 class Drained:
     """A drain of few runs in the transaction that sets their fence, to be told once that has committed."""
@@ -74,17 +82,21 @@ class Drained:
         _tell(self._part, wakeups)
 
 
-async def drain_at_once(session: WriteSession, tree: LockedTree, target: OpenFence, *, at_most: int) -> Drained | None:
+async def drain_at_once(
+    session: WriteSession, tree: LockedTree, target: OpenFence, *, at_most: int
+) -> Drained | DrainSize:
     """Drain a fence in the transaction that sets it, where no more than so many active runs are under it.
 
-    It saves a small cancellation the second commit and the second wait for the lock. None where more are covered than
-    is quickly listed, or where a grace is left: those have a drain of their own.
+    It saves a small cancellation the second commit and the second wait for the lock. Where more are covered than is
+    quickly listed, or where a grace is left, nothing is done: those have a drain of their own.
     """
     if target.fence.grace_until is not None:
-        return None
+        return DrainSize.UNKNOWN
     listed = await drains.look(session, target, limit=SEEN_AT_ONCE)
-    if listed is None or listed.active > at_most:
-        return None
+    if listed.active > at_most:
+        return DrainSize.LARGE
+    if not listed.is_whole:
+        return DrainSize.UNKNOWN
     part = await _cancel_part(session, tree, target, drains.chunk(listed, 0), keep_ids=at_most, is_end=True)
     return Drained(target.fence, part.changed.first_ids, listed.scanned, part)
 
@@ -146,9 +158,9 @@ class Drain:
             progress.drained = True
             return
         listed = await drains.look(session, target, limit=SMALL)
-        if at_most is not None and (listed is None or listed.active > at_most):
+        if at_most is not None and (not listed.is_whole or listed.active > at_most):
             return
-        if listed is None:
+        if not listed.is_whole:
             listed = await drains.list_runs(session, target)
             await drains.note_scanned(session, target, listed.scanned)
         progress.remaining = listed.active

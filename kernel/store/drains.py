@@ -256,12 +256,16 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The active runs under a fence in the order of their drain, or only how many there are, in a table by `table`."""
+    """The active runs under a fence in the order of their drain, or only how many there are, in a table by `table`.
+
+    `is_whole`: these are all; else it was not looked further.
+    """
 
     scanned: int
     active: int
     run_ids: Sequence[UUID] | None = None
     table: str | None = None
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,16 +334,15 @@ async def leave(session: ReadSession, cancellation_id: UUID) -> None:
     await session.driver.execute("SELECT pg_advisory_unlock($1)", _lock_key(cancellation_id))
 
 
-async def look(session: ReadSession, target: OpenFence, *, limit: int) -> Listed | None:
-    """The active runs under a fence, where it covers no more than `limit` runs in all; None where it covers more."""
+async def look(session: ReadSession, target: OpenFence, *, limit: int) -> Listed:
+    """The active runs under a fence, as far as it covers no more than `limit` runs in all."""
     rows = await session.driver.fetch(
         LOOK_AT_TREE if target.covers_tree else LOOK[target.fence.scope], *_start(target), limit + 1
     )
-    if len(rows) > limit:
-        return None
     active = [row for row in rows if row["status"] in {"queued", "running", "paused"}]
     active.sort(key=lambda row: (row["status"] != "queued", row["spawned_seq"], row["ordinal"]))
-    return Listed(len(rows), len(active), run_ids=[row["run_id"] for row in active])
+    found = [row["run_id"] for row in active]
+    return Listed(len(rows), len(active), run_ids=found, is_whole=len(rows) <= limit)
 
 
 async def list_runs(session: ReadSession, target: OpenFence) -> Listed:

@@ -325,7 +325,7 @@ async def test_a_fence_that_cannot_be_drained_is_set_aside_and_holds_up_no_other
     poisoned, other = await forest.fence(str(made[0]), "run"), await forest.fence(str(made[1]), "run")
     look = drains.look
 
-    async def poison(session: ReadSession, target: OpenFence, *, limit: int) -> drains.Listed | None:
+    async def poison(session: ReadSession, target: OpenFence, *, limit: int) -> drains.Listed:
         if target.fence.cancellation_id == poisoned.cancellation_id:
             raise ValueError("poison")
         return await look(session, target, limit=limit)
