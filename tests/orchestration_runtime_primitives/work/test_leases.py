@@ -160,7 +160,8 @@ async def test_an_expired_lease_puts_the_run_back_in_the_queue_for_another_attem
     await let_expire(database, first["run_id"])
     expired = metrics.LEASES_EXPIRED.labels(metrics.tenant_label(kit.slug))._value.get()
     assert (await expire_leases(database).run_once()).settled >= 1
-    assert metrics.LEASES_EXPIRED.labels(metrics.tenant_label(kit.slug))._value.get() == expired + 1
+    # Tenants of other tests may be under the same label, and their leases may end with this one.
+    assert metrics.LEASES_EXPIRED.labels(metrics.tenant_label(kit.slug))._value.get() >= expired + 1
     assert (await row(database, first["run_id"]))["status"] == "queued"
     second = await claim_one(kit)
     assert (second["run_id"], second["attempt"]) == (first["run_id"], 2)
