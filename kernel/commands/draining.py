@@ -25,7 +25,7 @@ from kernel.wakeups import Wakeups
 # Under a fence that covers no more than this, the runs are listed here instead of in a temporary table.
 SMALL = 2_000
 # So many runs, the ended ones too, are looked at under the lock of the tree that a fence is set under.
-SEEN_AT_ONCE = 200
+SEEN_AT_ONCE = 1_000
 # So many runs may be waiting for a grace to end before it is no longer watched whether they all end sooner.
 MAX_WATCHED = 2_000
 
@@ -93,10 +93,8 @@ async def drain_at_once(
     if target.fence.grace_until is not None:
         return DrainSize.UNKNOWN
     listed = await drains.look(session, target, limit=SEEN_AT_ONCE)
-    if listed.active > at_most:
+    if listed.active > at_most or not listed.is_whole:
         return DrainSize.LARGE
-    if not listed.is_whole:
-        return DrainSize.UNKNOWN
     part = await _cancel_part(session, tree, target, drains.chunk(listed, 0), keep_ids=at_most, is_end=True)
     return Drained(target.fence, part.changed.first_ids, listed.scanned, part)
 

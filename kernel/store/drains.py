@@ -87,7 +87,14 @@ WITH below AS (
 
 # The walk stops as soon as the limit is reached, so looking costs the same under a million runs as under a few. Every
 # step is limited, too, or the planner may choose one that reads all children of a run (a bitmap) before it gives one.
-_LOOK = "SELECT run_id, status, spawned_seq, ordinal FROM below LIMIT $4"
+_LOOK = """
+SELECT count(*)::int AS scanned, count(*) FILTER (WHERE is_active)::int AS active,
+  array_agg(run_id ORDER BY status <> 'queued', spawned_seq, ordinal) FILTER (WHERE is_active) AS run_ids
+FROM (
+  SELECT run_id, status, spawned_seq, ordinal, status IN ('queued', 'running', 'paused') AS is_active
+  FROM below LIMIT $4
+) seen
+"""
 LOOK = {
     scope: _BELOW.format(start=f"({start} LIMIT $4)", columns=_COLUMNS).replace("OFFSET 0", "LIMIT $4") + _LOOK
     for scope, start in _STARTS.items()
@@ -336,13 +343,10 @@ async def leave(session: ReadSession, cancellation_id: UUID) -> None:
 
 async def look(session: ReadSession, target: OpenFence, *, limit: int) -> Listed:
     """The active runs under a fence, as far as it covers no more than `limit` runs in all."""
-    rows = await session.driver.fetch(
+    row = await session.driver.fetchrow(
         LOOK_AT_TREE if target.covers_tree else LOOK[target.fence.scope], *_start(target), limit + 1
     )
-    active = [row for row in rows if row["status"] in {"queued", "running", "paused"}]
-    active.sort(key=lambda row: (row["status"] != "queued", row["spawned_seq"], row["ordinal"]))
-    found = [row["run_id"] for row in active]
-    return Listed(len(rows), len(active), run_ids=found, is_whole=len(rows) <= limit)
+    return Listed(row["scanned"], row["active"], run_ids=row["run_ids"] or [], is_whole=row["scanned"] <= limit)
 
 
 async def list_runs(session: ReadSession, target: OpenFence) -> Listed:
