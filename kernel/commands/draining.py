@@ -25,7 +25,7 @@ from kernel.wakeups import Wakeups
 # Under a fence that covers no more than this, the runs are listed here instead of in a temporary table.
 SMALL = 2_000
 # So many runs, the ended ones too, are looked at under the lock of the tree that a fence is set under.
-SEEN_AT_ONCE = 1_000
+SEEN_AT_ONCE = 500
 # So many runs may be waiting for a grace to end before it is no longer watched whether they all end sooner.
 MAX_WATCHED = 2_000
 
