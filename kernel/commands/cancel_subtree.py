@@ -105,7 +105,7 @@ class _Allowed:
 class _Fenced:
     """The fence that covers what was to be cancelled, and whether it was there before; its drain, where few are."""
 
-    cancellation_id: UUID
+    fence: Fence
     decision_id: UUID
     repeated: bool
     drained: Drained | DrainSize = DrainSize.UNKNOWN
@@ -222,18 +222,22 @@ class CancelSubtreeCommand:
         """Drain what is small, wait for the rest as long as the caller does, and tell how far it is."""
         if isinstance(fenced.drained, Drained):
             return _told_at_once(request, fenced, fenced.drained)
+        if fenced.drained is DrainSize.LARGE and not request.wait_s:
+            if self._wakeups is not None:
+                self._wakeups.fence_set()
+            return _told_at_once(request, fenced, None)
         tenant_id, _ = tree
         until = monotonic() + request.wait_s
         progress = Progress()
         if not fenced.repeated:
             if fenced.drained is DrainSize.UNKNOWN:
-                progress = await self._drain_small(tree, fenced.cancellation_id)
+                progress = await self._drain_small(tree, fenced.fence.cancellation_id)
             if not progress.drained and self._wakeups is not None:
                 self._wakeups.fence_set()
-        cancellation = await self._wait(tenant_id, fenced.cancellation_id, until, progress)
+        cancellation = await self._wait(tenant_id, fenced.fence.cancellation_id, until, progress)
         listed: Sequence[UUID] = ()
         # What another fence had cancelled before is not this call's doing.
-        is_own = not fenced.repeated or fenced.cancellation_id == request.cancellation_id
+        is_own = not fenced.repeated or fenced.fence.cancellation_id == request.cancellation_id
         if is_own:
             listed = progress.first_ids
             if cancellation.cancelled_count != progress.cancelled:
@@ -371,20 +375,21 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
         await trees.advance(session, tree, decided=[allowed.record])
     else:
         await decisions.append(session, allowed.record)
-    return _Fenced(fence.cancellation_id, allowed.record.decision_id, repeated=repeated, drained=drained)
+    return _Fenced(fence, allowed.record.decision_id, repeated=repeated, drained=drained)
 
 
-def _told_at_once(request: CancelSubtree, fenced: _Fenced, drained: Drained) -> SubtreeCancelled:
+def _told_at_once(request: CancelSubtree, fenced: _Fenced, drained: Drained | None) -> SubtreeCancelled:
+    """The answer to a call whose drain was done with its fence, or is left to the reconcilers."""
     return SubtreeCancelled(
         run_id=request.run_id,
-        cancelled_count=len(drained.run_ids),
-        cancelled_run_ids=drained.run_ids,
-        scanned_count=drained.scanned,
+        cancelled_count=len(drained.run_ids) if drained is not None else 0,
+        cancelled_run_ids=drained.run_ids if drained is not None else (),
+        scanned_count=drained.scanned if drained is not None else 0,
         include_root=request.include_root,
-        reason=request.reason,
-        cancellation_id=fenced.cancellation_id,
-        state="drained",
-        fence_seq=drained.fence.fence_seq,
+        reason=fenced.fence.reason,
+        cancellation_id=fenced.fence.cancellation_id,
+        state="drained" if drained is not None else "draining",
+        fence_seq=fenced.fence.fence_seq,
         decision_id=fenced.decision_id,
         repeated=False,
     )

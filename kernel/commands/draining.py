@@ -14,7 +14,6 @@ from uuid import UUID
 from kernel import metrics
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.joining import count_endings
-from kernel.domain.fences import Fence
 from kernel.domain.run import RunStatus
 from kernel.store import drains, trees
 from kernel.store.drains import Changed, Chunk, OpenFence
@@ -72,7 +71,6 @@ class DrainSize(Enum):
 class Drained:
     """A drain of few runs in the transaction that sets their fence, to be told once that has committed."""
 
-    fence: Fence
     run_ids: Sequence[UUID]
     scanned: int
     _part: _Part
@@ -96,7 +94,7 @@ async def drain_at_once(
     if listed.active > at_most or not listed.is_whole:
         return DrainSize.LARGE
     part = await _cancel_part(session, tree, target, drains.chunk(listed, 0), keep_ids=at_most, is_end=True)
-    return Drained(target.fence, part.changed.first_ids, listed.scanned, part)
+    return Drained(part.changed.first_ids, listed.scanned, part)
 
 
 class Drain:
