@@ -150,7 +150,7 @@ async def test_a_server_killed_under_load_comes_back_and_nothing_acknowledged_is
         async with tenant_of(remit) as kit:
             callers = [root.run_id for root in await trees(kit)]
             async with under_load(kit, remit.url, callers) as load:
-                for _ in range(scaled(30)):
+                for _ in range(scaled(50)):
                     await load.acknowledge(20)
                     await kill_and_see_it_go(remit.child(name))
                     await load.acknowledge(20)
@@ -162,7 +162,7 @@ async def test_a_server_killed_under_load_comes_back_and_nothing_acknowledged_is
             async with remit.database() as connection:
                 await load.check(connection)
                 assert await audit(connection) == []
-    record_property(f"kills of {name}", scaled(30))
+    record_property(f"kills of {name}", scaled(50))
 
 
 async def test_sigterm_finishes_what_was_begun_and_ends_well_within_ten_seconds(data_dir: Path) -> None:
