@@ -90,7 +90,7 @@ class Traffic:
         refused(await kit.spawn(branch, "escape"), 409, "run_cancelled")
 
     async def lose_a_lease(self) -> None:
-        """Hold a run for a second and say nothing of it; what was lost in rounds before is reported too late."""
+        """Hold a run until its lease is taken back; what was lost in rounds before is reported too late."""
         for run in self.lost:
             # What was lost may have been cancelled since: the claims of all groups come from one queue.
             answer = await self.busy.api.post("/work/complete", {**_lease(run), "status": "completed"})
@@ -99,7 +99,12 @@ class Traffic:
         if self.rounds % 4 == 1:
             done(await self.busy.spawn(self.root, f"lost-{self.rounds}"))
             self.lost = await self.claim(1, lease_s=1)
-            await asyncio.sleep(1.2)
+            async with asyncio.timeout(30):
+                while await self._is_running(self.lost[0]["run_id"]):  # noqa: ASYNC110 - it is asked, and tells nobody
+                    await asyncio.sleep(0.05)
+
+    async def _is_running(self, run_id: str) -> bool:
+        return bool(done(await self.busy.api.get(f"/agents/runs/{run_id}"))["status"] == "running")
 
     async def be_flagged(self) -> None:
         await self.flagged.spawn(self.flagged_root, f"flagged-{self.rounds}")

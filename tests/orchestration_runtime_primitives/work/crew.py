@@ -124,7 +124,7 @@ async def audit(database: Database, kit: Kit) -> None:
         assert group["failure_count"] == ended.count("failed") + ended.count("cancelled")
 
 
-async def until_nobody_borrows(database: Database, attempts: int = 200) -> None:
+async def until_nobody_borrows(database: Database, attempts: int = 1_000) -> None:
     """Give what is under way time to return its connections."""
     for _ in range(attempts):
         if not database.in_use():
