@@ -91,8 +91,10 @@ async def drain_at_once(
     if target.fence.grace_until is not None:
         return DrainSize.UNKNOWN
     listed = await drains.look(session, target, limit=SEEN_AT_ONCE)
-    if listed.active > at_most or not listed.is_whole:
+    if listed.active > at_most:
         return DrainSize.LARGE
+    if not listed.is_whole:
+        return DrainSize.UNKNOWN
     part = await _cancel_part(session, tree, target, drains.chunk(listed, 0), keep_ids=at_most, is_end=True)
     return Drained(part.changed.first_ids, listed.scanned, part)
 

@@ -229,3 +229,14 @@ async def test_of_overlapping_graces_the_earliest_end_wins(kit: Kit) -> None:
     now = await cancel(kit, root, leased)
     assert now["cancellation_id"] != slow["cancellation_id"]
     assert now["cancelled_run_ids"] == [leased]
+
+
+async def test_few_active_runs_among_many_that_have_ended_are_drained_before_the_answer(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5, max_fanout=2_000, max_children_total=5_000)
+    branch = await child(kit, root, "branch", "orchestrator")
+    done(await kit.spawn_group(branch, "old", 700))
+    await cancel(kit, root, branch, include_root=False, wait_s=30)
+    done(await kit.spawn_group(branch, "new", 60))
+    answer = await cancel(kit, root, branch)
+    assert (answer["state"], answer["cancelled_count"]) == ("drained", 61)
+    assert answer["scanned_count"] == 761
