@@ -41,7 +41,7 @@ class Event:
             self.surface.value,
             self.run_id,
             " ".join(map(str, self.subjects)),
-            orjson.dumps(self.data).decode(),
+            orjson.dumps(self.data, default=str).decode(),
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from kernel.identifiers import stored_id
 from kernel.policy.contract import (
     AllowlistEntryFacts,
     CallerFacts,
@@ -217,10 +218,10 @@ async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
         caller = _caller(row, orchestrators[row["tenant_id"], row["agent_id"]])
         facts.callers[caller.tenant.tenant_id, caller.run_id] = caller
     for row in document["agents"] or ():
-        tenant_id = UUID(row["tenant_id"])
+        tenant_id = stored_id(row["tenant_id"])
         agent = Agent(
             TargetFacts.known(
-                agent_id=UUID(row["agent_id"]),
+                agent_id=stored_id(row["agent_id"]),
                 slug=row["slug"],
                 kind=row["kind"],
                 status=row["status"],
@@ -233,7 +234,7 @@ async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
         facts.agents_by_slug[tenant_id, agent.facts.slug] = agent
     for name, found in (("runs", facts.earlier_runs), ("groups", facts.earlier_groups)):
         for row in document[name] or ():
-            found[UUID(row["tenant_id"]), UUID(row["parent_run_id"]), row["key"]] = _earlier(row)
+            found[stored_id(row["tenant_id"]), stored_id(row["parent_run_id"]), row["key"]] = _earlier(row)
     return facts
 
 
@@ -259,9 +260,9 @@ def _orchestrator(row: Row) -> Orchestrator:
         stored = {**row["policy"], "allowed_scope_subset": tuple(row["policy"]["allowed_scope_subset"])}
         policy = OrchestratorPolicyFacts.known(**stored)
     return Orchestrator(
-        agent_id=UUID(row["agent_id"]),
+        agent_id=stored_id(row["agent_id"]),
         slug=row["slug"],
-        tenant=tenant_facts(row, UUID(row["tenant_id"])),
+        tenant=tenant_facts(row, stored_id(row["tenant_id"])),
         revision=row["revision"],
         policy=policy,
         allowlist=tuple(_entry(entry) for entry in row["allowlist"] or ()),
@@ -271,7 +272,7 @@ def _orchestrator(row: Row) -> Orchestrator:
 def _entry(row: Row) -> AllowlistEntryFacts:
     target = row["target_agent_id"]
     return AllowlistEntryFacts.known(
-        target_agent_id=UUID(target) if target is not None else None,
+        target_agent_id=stored_id(target) if target is not None else None,
         target_agent_slug=row["target_agent_slug"],
         capability_tag=row["capability_tag"],
     )
@@ -279,8 +280,8 @@ def _entry(row: Row) -> AllowlistEntryFacts:
 
 def _caller(row: Row, orchestrator: Orchestrator) -> Caller:
     return Caller(
-        run_id=UUID(row["run_id"]),
-        root_run_id=UUID(row["root_run_id"]),
+        run_id=stored_id(row["run_id"]),
+        root_run_id=stored_id(row["root_run_id"]),
         status=row["status"],
         depth=row["depth"],
         effective_scopes=tuple(row["effective_scopes"]),
@@ -293,9 +294,9 @@ def _caller(row: Row, orchestrator: Orchestrator) -> Caller:
 
 def _earlier(row: Row) -> Earlier:
     return Earlier(
-        run_ids=tuple(UUID(run_id) for run_id in row["run_ids"]),
-        group_id=UUID(row["group_id"]) if row["group_id"] is not None else None,
-        agent_ids=tuple(UUID(agent_id) for agent_id in row["agent_ids"]),
+        run_ids=tuple(stored_id(run_id) for run_id in row["run_ids"]),
+        group_id=stored_id(row["group_id"]) if row["group_id"] is not None else None,
+        agent_ids=tuple(stored_id(agent_id) for agent_id in row["agent_ids"]),
         digests=row["digests"],
         snapshot=row["snapshot"] or {},
         effective_scopes=tuple(row["effective_scopes"]),
@@ -304,8 +305,8 @@ def _earlier(row: Row) -> Earlier:
         join_mode=row.get("join_mode"),
         quorum_threshold=row.get("quorum_threshold"),
         # A member of a group has no decision of its own; it is then found by its key only to be called a conflict.
-        decision_id=UUID(row["decision_id"] or NO_DECISION),
-        root_run_id=UUID(row["root_run_id"]),
+        decision_id=stored_id(row["decision_id"] or NO_DECISION),
+        root_run_id=stored_id(row["root_run_id"]),
         parent_node_id=row["parent_node_id"],
         depth=row["depth"],
     )

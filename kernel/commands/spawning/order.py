@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 from uuid import UUID
 
 import orjson
@@ -16,8 +17,8 @@ from kernel.policy.contract import Action
 from kernel.store.spawn_facts import Agent, Earlier, SpawnFacts
 
 
-@dataclass(frozen=True, slots=True)
-class TargetRef:
+# A group has ten thousand of these two: tuples are made several times as fast as frozen dataclasses.
+class TargetRef(NamedTuple):
     """An agent, named by its id or by its slug."""
 
     agent_id: UUID | None = None
@@ -27,8 +28,7 @@ class TargetRef:
         return str(self.agent_id) if self.agent_id is not None else str(self.slug)
 
 
-@dataclass(frozen=True, slots=True)
-class ChildOrder:
+class ChildOrder(NamedTuple):
     """One child that is wanted."""
 
     target: TargetRef
