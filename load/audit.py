@@ -310,6 +310,16 @@ GROUPS = (
         """,
     ),
     Check(
+        "group_missing",
+        """
+        SELECT r.tenant_id, format('run %s: is a member of group %s, which does not exist', r.run_id,
+          r.orchestration_group_id) AS finding
+        FROM agent_runs r
+        LEFT JOIN orchestration_groups g ON g.tenant_id = r.tenant_id AND g.group_id = r.orchestration_group_id
+        WHERE r.orchestration_group_id IS NOT NULL AND g.group_id IS NULL
+        """,
+    ),
+    Check(
         "group_tally",
         f"""
         SELECT g.tenant_id, format('group %s: counts %s successes and %s failures, and has %s and %s', g.group_id,
@@ -464,6 +474,14 @@ SIDE_TABLES = (
         SELECT r.tenant_id, format('run %s: has no payload', r.run_id) AS finding
         FROM agent_runs r LEFT JOIN run_payloads l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
         WHERE l.run_id IS NULL
+        """,
+    ),
+    Check(
+        "payload_of_nothing",
+        """
+        SELECT l.tenant_id, format('run %s: has a payload, and does not exist', l.run_id) AS finding
+        FROM run_payloads l LEFT JOIN agent_runs r ON r.tenant_id = l.tenant_id AND r.run_id = l.run_id
+        WHERE r.run_id IS NULL
         """,
     ),
     Check(

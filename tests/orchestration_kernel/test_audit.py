@@ -101,6 +101,7 @@ DAMAGE = [
             " WHERE failure_count > 0"
         ),
     ),
+    ("group_missing", "DELETE FROM orchestration_groups WHERE status = 'running'"),
     ("group_key", "UPDATE orchestration_groups SET spawn_key_prefix = 'same'"),
     ("decided_seq", "UPDATE orchestration_groups SET decided_seq = NULL"),
     ("decided_seq", "UPDATE orchestration_groups SET decided_seq = 1 WHERE decided_seq IS NOT NULL"),
@@ -163,6 +164,7 @@ DAMAGE = [
     ("decision_told", "UPDATE run_events SET data = '{}' WHERE type = 'orchestration.policy_deny'"),
     ("decision_told", "UPDATE run_events SET data = '{}' WHERE type = 'orchestration.spawn_decision'"),
     ("payload", "DELETE FROM run_payloads"),
+    ("payload_of_nothing", "DELETE FROM agent_runs WHERE depth = 2"),
     ("deadline", "DELETE FROM run_deadlines"),
     (
         "deadline",
