@@ -22,6 +22,7 @@ from service import graph_worker, runtime
 from service.app import make_app, wrap
 from service.dependencies import Services
 from service.loops import loops_of
+from service.one_piece import OnePieceProtocol
 from service.runtime import Instruments, Progress
 from service.settings import Settings
 from service.tokens import write_private
@@ -151,6 +152,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 loop="none",
+                http=OnePieceProtocol,
                 timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
                 timeout_keep_alive=75,
                 server_header=False,
