@@ -3,6 +3,8 @@
 Reading and writing are two types, so that a query which changes something cannot be called outside a transaction.
 SQLAlchemy owns the pool and runs the statements written in Core; the hot statements go to the asyncpg connection
 beneath, inside the same transaction. The engine is in AUTOCOMMIT because the transaction is asyncpg's, for both alike.
+What is borrowed is the pool's connection: SQLAlchemy's own around it, which costs as much as two statements, is made
+where Core is used.
 """
 
 import asyncio
@@ -15,7 +17,8 @@ import asyncpg
 import orjson
 from asyncpg import exceptions as pg
 from asyncpg.transaction import Transaction
-from sqlalchemy import event
+from sqlalchemy import Connection, PoolProxiedConnection, event
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -44,8 +47,14 @@ UNAVAILABLE = (
 class ReadSession:
     """A connection for statements that change nothing; each has a snapshot of its own."""
 
-    core: AsyncConnection
+    engine: AsyncEngine
+    lent: PoolProxiedConnection
     driver: asyncpg.Connection
+
+    @property
+    def core(self) -> AsyncConnection:
+        """The same connection, for statements written in Core."""
+        return AsyncConnection(self.engine, Connection(self.engine.sync_engine, self.lent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +108,8 @@ class Database:
         Raises:
             DatabaseUnavailableError: when PostgreSQL does not answer.
         """
-        async with self._borrow() as (core, driver):
-            yield ReadSession(core, driver)
+        async with self._borrow() as (lent, driver):
+            yield ReadSession(self.engine, lent, driver)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[WriteSession]:
@@ -109,11 +118,11 @@ class Database:
         Raises:
             DatabaseUnavailableError: when PostgreSQL does not answer; then nothing is known to have been committed.
         """
-        async with self._borrow() as (core, driver):
+        async with self._borrow() as (lent, driver):
             transaction = driver.transaction()
             await transaction.start()
             try:
-                yield WriteSession(core, driver)
+                yield WriteSession(self.engine, lent, driver)
             except BaseException:
                 if not driver.is_closed():
                     # Shielded: a cancelled request must neither leak its connection nor keep its locks.
@@ -125,26 +134,26 @@ class Database:
     async def write_on(self, session: ReadSession) -> AsyncIterator[WriteSession]:
         """Hold a transaction around the block, on a connection that is kept beyond it for the sake of what is on it."""
         async with session.driver.transaction():
-            yield WriteSession(session.core, session.driver)
+            yield WriteSession(self.engine, session.lent, session.driver)
 
     @asynccontextmanager
-    async def _borrow(self) -> AsyncIterator[tuple[AsyncConnection, asyncpg.Connection]]:
+    async def _borrow(self) -> AsyncIterator[tuple[PoolProxiedConnection, asyncpg.Connection]]:
         try:
-            core = await self.engine.connect()
+            lent = await self.engine.raw_connection()
+            driver = cast("asyncpg.Connection", lent.driver_connection)
             try:
-                driver = cast("asyncpg.Connection", (await core.get_raw_connection()).driver_connection)
-                try:
-                    yield core, driver
-                except (asyncio.CancelledError, pg.InternalClientError):
-                    # What was under way may yet take effect, a BEGIN above all: whoever borrowed the connection next
-                    # would write into a transaction that nobody ends. The pool replaces it.
-                    driver.terminate()
-                    raise
+                yield lent, driver
+            except (asyncio.CancelledError, pg.InternalClientError):
+                # What was under way may yet take effect, a BEGIN above all: whoever borrowed the connection next
+                # would write into a transaction that nobody ends. The pool replaces it.
+                driver.terminate()
+                raise
             finally:
-                await asyncio.shield(core.close())
+                # Nothing is reset on return, so this waits for nothing and cannot be cancelled.
+                lent.close()
         except PoolTimeoutError as error:
             raise DatabaseUnavailableError("every connection to the database is in use; try again shortly") from error
-        except DBAPIError as error:
+        except (DBAPIError, AsyncAdapt_asyncpg_dbapi.Error) as error:
             if isinstance(cause_of(error), UNAVAILABLE):
                 raise DatabaseUnavailableError(f"the database does not answer: {cause_of(error)}") from error
             raise
