@@ -1,4 +1,4 @@
-"""What a batch of spawns writes, in one statement: all of it or nothing."""
+"""What a batch of spawns writes: its runs and the journal of its trees in one statement, after the groups, if any."""
 
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -23,8 +23,8 @@ FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text
 """
 
 # What the members of a group have in common is sent once: each run names the place of its order, counted from 1.
-RUNS = """
-WITH orders AS MATERIALIZED (
+_RUNS = """
+orders AS MATERIALIZED (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::text[], $7::uuid[], $8::text[],
     $9::boolean[], $10::text[], $11::text[], $12::int[], $13::bigint[], $14::text[], $15::text[], $16::uuid[],
     $17::text[])
@@ -52,14 +52,16 @@ WITH orders AS MATERIALIZED (
   FROM unnest($18::bigint[], $19::uuid[]) AS c (place, run_id)
   JOIN orders o ON o.place = c.place
   WHERE o.timeout_s IS NOT NULL
-)
-UPDATE agent_runs r SET children_count = r.children_count + q.added
-FROM (
-  SELECT o.tenant_id, o.parent_run_id, count(*)::int AS added
-  FROM unnest($18::bigint[]) AS c (place) JOIN orders o ON o.place = c.place GROUP BY 1, 2
-) q
-WHERE r.tenant_id = q.tenant_id AND r.run_id = q.parent_run_id
+), counted AS (
+  UPDATE agent_runs r SET children_count = r.children_count + q.added
+  FROM (
+    SELECT o.tenant_id, o.parent_run_id, count(*)::int AS added
+    FROM unnest($18::bigint[]) AS c (place) JOIN orders o ON o.place = c.place GROUP BY 1, 2
+  ) q
+  WHERE r.tenant_id = q.tenant_id AND r.run_id = q.parent_run_id
+),
 """
+RUNS = trees.journalled(_RUNS, 22)
 
 
 @dataclass(slots=True)
@@ -78,8 +80,10 @@ async def write(session: WriteSession, writes: SpawnWrites) -> None:
     if writes.groups:
         await session.driver.execute(GROUPS, *_turn(writes.groups))
     if writes.runs:
-        await session.driver.execute(RUNS, *_turn(writes.orders), *_turn(writes.runs))
-    await trees.advance(session, *writes.trees.values(), decided=writes.decisions)
+        runs = (*_turn(writes.orders), *_turn(writes.runs))
+        await trees.advance(session, *writes.trees.values(), decided=writes.decisions, statement=RUNS, arguments=runs)
+    else:
+        await trees.advance(session, *writes.trees.values(), decided=writes.decisions)
 
 
 def _turn(rows: list[tuple[object, ...]]) -> list[list[object]]:

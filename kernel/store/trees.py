@@ -50,11 +50,23 @@ def _renumbered(statement: str, by: int) -> str:
     return re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + by}", statement)
 
 
-# What is told, what was decided and what is counted, in one round trip: nearly every change of a tree writes all three.
-JOURNAL = f"""
-WITH decided AS ({decisions.APPEND}), told AS ({_renumbered(events.APPEND, 12)})
-{_renumbered(ADVANCE, 20)}
+def journalled(parts: str, parameters: int) -> str:
+    """A statement that ends with the journal: what was decided, what is told and what is counted.
+
+    Nearly every change of a tree writes all three, and so in one round trip.
+
+    Args:
+        parts: what else is written, as common table expressions, each with its comma.
+        parameters: how many parameters those have; the journal's follow.
+    """
+    return f"""
+WITH {parts} decided AS ({_renumbered(decisions.APPEND, parameters)}),
+told AS ({_renumbered(events.APPEND, parameters + 12)})
+{_renumbered(ADVANCE, parameters + 20)}
 """
+
+
+JOURNAL = journalled("", 0)
 
 TreeKey = tuple[UUID, UUID]
 
@@ -110,16 +122,27 @@ async def lock_available(session: WriteSession, keys: Iterable[TreeKey], at_most
     return {(row["tenant_id"], row["root_run_id"]): LockedTree(*row.values()) for row in rows}
 
 
-async def advance(session: WriteSession, *locked: LockedTree, decided: Sequence[DecisionRecord] = ()) -> None:
+async def advance(
+    session: WriteSession,
+    *locked: LockedTree,
+    decided: Sequence[DecisionRecord] = (),
+    statement: str = JOURNAL,
+    arguments: Sequence[object] = (),
+) -> None:
     """Write the counters of locked trees back, with what is told of them and the records of decisions.
 
     Whoever has taken a number of a tree's sequence ends with this.
+
+    Args:
+        statement: what `journalled` made, where something else is written with them.
+        arguments: of its other parts.
     """
     told = [event for tree in locked for event in tree.told]
-    if not told and not decided:
+    if not told and not decided and not arguments:
         await session.driver.execute(ADVANCE, *_columns(locked))
         return
-    await session.driver.execute(JOURNAL, *decisions.columns(decided), *events.columns(told), *_columns(locked))
+    journal = (*decisions.columns(decided), *events.columns(told), *_columns(locked))
+    await session.driver.execute(statement, *arguments, *journal)
     for tree in locked:
         tree.told.clear()
 
