@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 import structlog
@@ -125,7 +126,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _invalid(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    findings = [{"field": _place(item["loc"]), "message": _say(item)} for item in error.errors()]
+    findings = [{"field": _place(item), "message": _say(item)} for item in error.errors()]
     detail = "; ".join(f"{finding['field']}: {finding['message']}" for finding in findings[:5])
     return problem(400, errors.InvalidRequestError.code, detail, {"errors": findings})
 
@@ -142,9 +143,12 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return problem(500, "internal_error", "the service failed to answer; the log has the cause", {})
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
-    """Where a finding is: `targets[2].mapped_input_payload`, `X-Tenant-ID`."""
+def _place(item: Mapping[str, Any]) -> str:
+    """Where a finding is: `targets[2].mapped_input_payload`, `X-Tenant-ID`; of what is no JSON, the body."""
+    loc: tuple[int | str, ...] = item["loc"]
     parts = loc[1:] if loc and loc[0] in {"body", "query", "path", "header"} else loc
+    if item["type"] == "json_invalid":
+        parts = ()
     place = ""
     for part in parts:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
@@ -155,9 +159,16 @@ def _say(item: Mapping[str, object]) -> str:
     if item["type"] == "json_invalid":
         context = item.get("ctx")
         cause = context.get("error") if isinstance(context, dict) else None
-        return f"the body is not valid JSON: {cause or item['msg']}"
+        return f"the body is not valid JSON: {cause or item['msg']}{_position(item['loc'])}"
+    if isinstance(item.get("input"), bytes):
+        return "the body is taken as JSON only where Content-Type says application/json"
     message = str(item["msg"])
     given = item.get("input")
     if isinstance(given, str | int | float | bool) and len(str(given)) <= 100 and item["type"] != "missing":  # noqa: PLR2004
         return f"{message} (observed: {given!r})"
     return message
+
+
+def _position(loc: object) -> str:
+    *_, last = loc if isinstance(loc, tuple) and loc else ("",)
+    return f" (at character {last})" if isinstance(last, int) else ""

@@ -9,7 +9,7 @@ from kernel.commands.join import JoinCommand, Joined, JoinGroup
 from kernel.domain.joins import JoinMode
 from service.dependencies import ExecuteDep, ServicesDep
 from service.waiting import GoneError, while_connected
-from service.wire import Answer, Body, Json, Seconds, make_router, run_ids
+from service.wire import Answer, Body, Json, Quorum, Seconds, make_router, run_ids
 
 router = make_router("primitives")
 
@@ -22,7 +22,7 @@ class JoinBody(Body):
     caller_run_id: UUID
     orchestration_group_id: UUID
     mode: JoinMode | None = None
-    quorum_threshold: int | None = Field(None, ge=1, le=1_000_000_000)
+    quorum_threshold: Quorum | None = None
     timeout_s: Seconds | None = None
     wait_s: float = Field(0, ge=0, le=MAX_WAIT_S)
 

@@ -17,7 +17,7 @@ from kernel.policy.engine import Evaluated
 from kernel.policy.records import render_reasons
 from service.dependencies import ExecuteDep, Services, ServicesDep, trace_parent_of
 from service.errors import DenialReason
-from service.wire import Answer, Body, Json, JsonObject, Key, NodeId, Scopes, Seconds, Slug, make_router
+from service.wire import Answer, Body, Json, JsonObject, Key, NodeId, Quorum, Scopes, Seconds, Slug, make_router
 
 router = make_router("primitives")
 
@@ -70,7 +70,7 @@ class SpawnGroupBody(Body):
     targets: Annotated[tuple[GroupTarget, ...], Field(max_length=MAX_GROUP)]
     failure_policy: FailurePolicy | None = None
     join_mode: JoinMode = JoinMode.ALL
-    quorum_threshold: Annotated[int, Field(ge=1)] | None = None
+    quorum_threshold: Quorum | None = None
     timeout_s: Seconds | None = None
     scope_subset: Scopes
     idempotency_key_prefix: Key

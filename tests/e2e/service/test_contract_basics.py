@@ -132,7 +132,7 @@ async def test_a_call_without_a_bearer_token_is_401(kit: Kit, unchanged: Run, he
 
 
 async def test_a_token_ends_when_it_expires_however_often_it_was_used(kit: Kit, services: Services) -> None:
-    issued = services.tokens.issue_tenant(uuid.UUID(kit.tenant_id), ["catalog.write"], ["*"], 1)
+    issued = services.tokens.issue_tenant(uuid.UUID(kit.tenant_id), ["catalog.write"], ["*"], 5)
     api = kit.api.acting_with(issued.token)
     assert (await api.get("/agents")).status_code == 200
     deadline = issued.expires_at + timedelta(seconds=30)
@@ -335,14 +335,34 @@ async def test_a_field_that_is_there_twice_is_not_taken_both_ways(kit: Kit, data
         assert await audit(session.driver, tenant_id=kit.tenant_id) == []
 
 
+def nested(levels: int) -> dict[str, object]:
+    payload: object = "innermost"
+    for level in range(levels):
+        payload = {"x": payload} if level % 2 else [payload]
+    return payload if isinstance(payload, dict) else {"x": payload}
+
+
 async def test_a_deep_payload_that_is_taken_comes_out_again(kit: Kit) -> None:
     root, _ = await kit.team()
-    payload: object = "innermost"
-    for _ in range(50):
-        payload = {"x": [payload]}
-    done(await kit.spawn(root, "deep", mapped_input_payload={"payload": payload}))
-    (run,) = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"]}))["runs"]
-    assert run["input"]["payload"] == payload
+    deepest = nested(200)
+    done(await kit.spawn(root, "deep", mapped_input_payload=deepest))
+    target = {"target_agent_slug": "worker", "mapped_input_payload": deepest}
+    done(await kit.spawn_group(root, "deep", 0, targets=[target]))
+    done(await kit.api.post(f"/agents/{root.agent_id}/runs", {"requested_scopes": [], "input": deepest}))
+    runs = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "max_runs": 2}))["runs"]
+    assert [run["input"]["x"] for run in runs] == [deepest["x"]] * 2
+    (first, _) = runs
+    body = {"run_id": first["run_id"], "lease": first["lease"], "status": "completed", "output": deepest}
+    done(await kit.api.post("/work/complete", body))
+    assert done(await kit.api.get(f"/agents/runs/{first['run_id']}"))["output"] == deepest
+
+
+@pytest.mark.parametrize("levels", [201, 254, 900])
+async def test_a_payload_too_deep_to_be_handed_out_is_not_taken(kit: Kit, unchanged: Run, levels: int) -> None:
+    answer = await send(kit, json.dumps(body_of(unchanged, mapped_input_payload=nested(levels))).encode())
+    problem = refused(answer, 400, "invalid_request")
+    assert problem["errors"][0]["field"] == "mapped_input_payload"
+    assert "200 levels" in problem["detail"]
 
 
 @pytest.mark.parametrize(

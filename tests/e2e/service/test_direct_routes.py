@@ -7,7 +7,7 @@ import pytest
 
 from service import direct_route
 from service.routers import cancellations, join, replan, spawning, work
-from tests.kit import Kit
+from tests.kit import Kit, refused
 
 DIRECT = [
     "/internal/orchestration/spawn-run",
@@ -91,7 +91,14 @@ async def test_a_body_that_is_no_object_is_refused(kit: Kit, content: bytes) -> 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded"])
 async def test_another_content_type_is_refused(kit: Kit, content_type: str) -> None:
-    assert (await _post(kit, b"{}", content_type)).status_code == 400
+    problem = refused(await _post(kit, b"{}", content_type), 400, "invalid_request")
+    assert "Content-Type" in problem["detail"]
+
+
+async def test_a_body_that_is_no_json_is_said_to_be_none_and_where(kit: Kit) -> None:
+    problem = refused(await _post(kit, b'{"a": x}', "application/json"), 400, "invalid_request")
+    assert [error["field"] for error in problem["errors"]] == ["body"]
+    assert "at character 6" in problem["detail"]
 
 
 async def test_who_is_calling_comes_before_what_is_wrong_with_the_body(kit: Kit) -> None:
