@@ -43,6 +43,11 @@ async def test_a_repeat_with_another_payload_names_what_differs(kit: Kit) -> Non
     done(await kit.spawn(root, "a"))
     problem = refused(await kit.spawn(root, "a", mapped_input_payload={"x": 1}, timeout_s=5), 409, "spawn_key_conflict")
     assert problem["fields"] == ["mapped_input_payload", "timeout_s"]
+    other = await kit.agent("other")
+    by_slug = await kit.spawn(root, "a", "other")
+    by_id = await kit.spawn(root, "a", target_agent_slug=None, target_agent_id=other)
+    assert refused(by_slug, 409, "spawn_key_conflict")["fields"] == ["target_agent_slug"]
+    assert refused(by_id, 409, "spawn_key_conflict")["fields"] == ["target_agent_id"]
 
 
 async def test_a_target_named_by_id_and_by_slug_is_the_same_target(kit: Kit) -> None:
@@ -169,6 +174,7 @@ async def test_a_dry_run_tells_the_headroom_and_writes_nothing(kit: Kit) -> None
         ({"scope_subset": "read"}, "scope_subset"),
         ({"scope_subset": ["with space"]}, "scope_subset[0]"),
         ({"timeout_s": -1}, "timeout_s"),
+        ({"timeout_s": True}, "timeout_s"),
         ({"failure_policy": "whatever"}, "failure_policy"),
         ({"mapped_input_payload": {"x": "nul \x00"}}, "mapped_input_payload"),
         ({"idempotency_key": "nul \x00"}, "idempotency_key"),

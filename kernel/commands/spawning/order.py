@@ -78,6 +78,12 @@ class SpawnOrder:
         """What the wire calls the key."""
         return "idempotency_key" if self.join is None else "idempotency_key_prefix"
 
+    def wire_name(self, field: str) -> str:
+        """What this order called a field on the wire; a single target is named by its id or by its slug."""
+        if field != "target":
+            return field
+        return "target_agent_id" if self.children[0].target.agent_id is not None else "target_agent_slug"
+
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
@@ -113,9 +119,9 @@ def resolve(order: SpawnOrder, facts: SpawnFacts) -> list[Agent | None]:
 
 
 def digests(order: SpawnOrder, agents: list[Agent | None]) -> dict[str, str]:
-    """A digest for each field of an order, by its name on the wire, so that a conflict can say what differs.
+    """A digest for each field of an order, so that a conflict can say what differs.
 
-    A target counts by the agent that it names, whether by id or by slug.
+    A target counts by the agent that it names, whether by id or by slug; all others have their names on the wire.
     """
     targets = [
         str(agent.facts.agent_id) if agent else str(child.target)
@@ -164,7 +170,7 @@ def repeat(order: SpawnOrder, facts: SpawnFacts) -> Spawned | None:
             fields=[order.key_field],
         )
     now = digests(order, resolve(order, facts))
-    differing = sorted(name for name, value in now.items() if earlier.digests.get(name) != value)
+    differing = sorted(order.wire_name(name) for name, value in now.items() if earlier.digests.get(name) != value)
     if differing:
         raise SpawnKeyConflictError(
             f"{order.key_field}: {order.key!r} was used before with another {', '.join(differing)}", fields=differing
