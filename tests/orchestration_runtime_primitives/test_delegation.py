@@ -1,7 +1,17 @@
 """The tokens of runs: what they say, and that they never reach beyond their run."""
 
+import asyncio
+from typing import Any
+from uuid import UUID
+
 import jwt
 
+from kernel.commands.run_tokens import SIGNED_AT_ONCE, Issued, tokens_of_children
+from kernel.commands.spawning.order import ChildOrder, JoinOrder, SpawnOrder, TargetRef
+from kernel.domain.events import Surface
+from kernel.domain.principal import Principal
+from kernel.policy.contract import Action
+from service.dependencies import Services
 from tests.kit import Kit, Run, done, refused
 
 
@@ -91,3 +101,39 @@ async def test_a_root_holds_what_the_tenants_token_may_delegate_and_no_more(kit:
     )
     assert problem["reasons"][0]["code"] == "scope_exceeds_caller"
     assert problem["reasons"][0]["scopes"] == ["write"]
+
+
+async def test_signing_for_a_large_group_gives_others_a_turn(kit: Kit, services: Services) -> None:
+    root, _ = await kit.team(max_fanout=1_000, max_children_total=1_000)
+    done(await kit.spawn_group(root, "g", 3 * SIGNED_AT_ONCE))
+    order = SpawnOrder(
+        action=Action.SPAWN_GROUP,
+        surface=Surface.RUNTIME_PRIMITIVES,
+        principal=Principal("tenant", UUID(kit.tenant_id), frozenset({"agents.execute"}), ("*",)),
+        tenant_id=UUID(kit.tenant_id),
+        caller_run_id=UUID(root.run_id),
+        key="g",
+        children=tuple(ChildOrder(TargetRef(slug="worker"), {"n": n}) for n in range(3 * SIGNED_AT_ONCE)),
+        scopes=("read",),
+        join=JoinOrder(),
+    )
+    spawned = await services.combiner.spawn(order)
+    assert spawned.idempotent
+    signed, seen = 0, set()
+
+    class Counting:
+        def issue_run(self, **claims: Any) -> Issued:
+            nonlocal signed
+            signed += 1
+            return services.tokens.issue_run(**claims)
+
+    async def look() -> None:
+        while signed < 3 * SIGNED_AT_ONCE:
+            seen.add(signed)
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look())
+    issued = await tokens_of_children(services.database, Counting(), order.tenant_id, spawned)
+    await looking
+    assert len(issued) == signed
+    assert seen >= {SIGNED_AT_ONCE, 2 * SIGNED_AT_ONCE}
