@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     run_token_ttl_s: int = Field(86_400, ge=1, le=604_800)
     max_body_bytes: int = Field(MIB, ge=1024, le=256 * MIB, description="The largest request body.")
     tenant_max_in_flight: int = Field(
-        256, ge=1, description="Requests of one tenant that one process works on at once."
+        256, ge=1, description="Spawns, dry runs and starts of one tenant that one process works on at once."
     )
     tenant_max_active_runs: int = Field(1_000_000, ge=1, description="Active runs of one tenant, softly.")
     spawn_lanes: int = Field(2, ge=1, le=32, description="Batches of spawns in flight.")

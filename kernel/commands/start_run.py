@@ -11,6 +11,7 @@ from kernel.commands import asking
 from kernel.commands.spawning.order import digest
 from kernel.commands.spawning.question import principal_facts
 from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, count_surface, denied, facts_changed
+from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.domain.errors import NotFoundError, SpawnKeyConflictError
 from kernel.domain.events import EventType, Surface
 from kernel.domain.principal import Principal
@@ -24,6 +25,9 @@ from kernel.store.engine import Database, WriteSession
 from kernel.store.events import Event
 from kernel.store.roots import Row
 from kernel.store.spawn_facts import tenant_facts
+
+# What the answer of policy rests on; the tenant's flags have no revision.
+GROUND = ("revision", "option_a", "option_b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,17 @@ class Started:
 
 
 class StartRunCommand:
-    """Asks policy, then plants the tree in one transaction."""
+    """Asks policy, then plants the tree in one transaction.
 
-    def __init__(self, database: Database, engine: PolicyEngine) -> None:
+    Args:
+        active_runs: the soft bound on what a tenant has active; without it there is none. What was started before is
+            answered beyond it, too.
+    """
+
+    def __init__(self, database: Database, engine: PolicyEngine, active_runs: ActiveRuns | None = None) -> None:
         self._database = database
         self._engine = engine
+        self._active_runs = active_runs
 
     async def execute(self, principal: Principal, request: StartRun) -> Started:
         """Start a root run, or find the one that was started with the same key.
@@ -72,6 +82,7 @@ class StartRunCommand:
             NotFoundError: when the tenant has no such agent.
             PolicyDeniedError: with every reason.
             SpawnKeyConflictError: when the key was used with another payload.
+            TenantSaturatedError: when the tenant has as much active as it may.
             FactsChangedError: when the agent changed three times in between.
         """
         tenant_id = principal.tenant
@@ -81,6 +92,8 @@ class StartRunCommand:
                     earlier = await roots.earlier(session, tenant_id, request.agent_id, request.idempotency_key)
                     if earlier is not None:
                         return _repeat(request, earlier)
+                if self._active_runs is not None:
+                    self._active_runs.check(tenant_id)
                 facts = await roots.load(session, tenant_id, request.agent_id)
             if facts is None:
                 raise NotFoundError(f"agent_id: there is no agent {request.agent_id}")
@@ -110,7 +123,7 @@ class StartRunCommand:
         )
         async with self._database.write() as session:
             fresh = await roots.load(session, tenant_id, request.agent_id)
-            if fresh is None or fresh["revision"] != facts["revision"]:
+            if fresh is None or any(fresh[name] != facts[name] for name in GROUND):
                 return None
             if allow:
                 if not await _take_key(session, tenant_id, request, started.run_id):
@@ -196,6 +209,6 @@ def _repeat(request: StartRun, earlier: Row) -> Started:
         agent_id=earlier["agent_id"],
         status=RunStatus(earlier["status"]),
         effective_scopes=tuple(earlier["effective_scopes"]),
-        decision_id=None,
+        decision_id=earlier["decision_id"],
         idempotent=True,
     )

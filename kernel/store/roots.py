@@ -17,10 +17,17 @@ LEFT JOIN tenant_flags f ON f.tenant_id = a.tenant_id
 WHERE a.tenant_id = $1 AND a.agent_id = $2
 """
 
+# A root is covered by a fence on itself and by no other. One snapshot sees the fence open, or what its drain has done.
 EARLIER = """
-SELECT k.request_digests, r.run_id, r.status, r.effective_scopes, r.agent_id
+SELECT k.request_digests, r.run_id, r.effective_scopes, r.agent_id, l.decision_id,
+  CASE WHEN r.finalized_seq IS NULL AND EXISTS (
+    SELECT 1 FROM cancellations c
+    WHERE c.tenant_id = k.tenant_id AND c.root_run_id = k.run_id AND c.drained_at IS NULL AND c.run_id = k.run_id
+      AND c.scope = 'run'
+  ) THEN 'cancelled' ELSE r.status END AS status
 FROM root_run_keys k
 JOIN agent_runs r ON r.tenant_id = k.tenant_id AND r.run_id = k.run_id
+JOIN run_payloads l ON l.tenant_id = k.tenant_id AND l.run_id = k.run_id
 WHERE k.tenant_id = $1 AND k.agent_id = $2 AND k.idempotency_key = $3
 """
 

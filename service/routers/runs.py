@@ -47,18 +47,17 @@ async def start_run(
     """Start a root run of an agent. With an `idempotency_key`, a repeat answers with the first run."""
     if principal.kind == "run":
         raise ForbiddenError("a run's token spawns children; a root run is started with a tenant's token")
-    services.active_runs.check(principal.tenant)
-    started = await StartRunCommand(services.database, services.engine).execute(
-        principal,
-        StartRun(
-            agent_id=agent_id,
-            scopes=body.requested_scopes,
-            run_input=body.input,
-            timeout_s=body.timeout_s,
-            idempotency_key=body.idempotency_key,
-            trace_parent=trace_parent_of(request),
-        ),
+    command = StartRunCommand(services.database, services.engine, services.active_runs)
+    wanted = StartRun(
+        agent_id=agent_id,
+        scopes=body.requested_scopes,
+        run_input=body.input,
+        timeout_s=body.timeout_s,
+        idempotency_key=body.idempotency_key,
+        trace_parent=trace_parent_of(request),
     )
+    with services.combiner.in_flight.one_of(principal.tenant):
+        started = await command.execute(principal, wanted)
     if not started.idempotent:
         services.wakeups.work_arrived(principal.tenant, [started.agent_id])
     issued = services.tokens.issue_run(

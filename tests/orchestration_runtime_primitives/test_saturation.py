@@ -1,6 +1,8 @@
 """A tenant that has too much in flight, or active, is told so; its neighbours notice nothing."""
 
 import asyncio
+from contextlib import ExitStack
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -9,7 +11,7 @@ from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.order import ChildOrder, SpawnOrder, TargetRef
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
-from kernel.domain.errors import TenantSaturatedError
+from kernel.domain.errors import SpawnKeyConflictError, TenantSaturatedError
 from kernel.domain.events import Surface
 from kernel.domain.principal import Principal
 from kernel.policy.contract import Action
@@ -54,6 +56,53 @@ async def test_beyond_its_own_bound_of_active_runs_a_tenant_waits_and_others_do_
     done(await kit.admin.call("PATCH", f"/tenants/{kit.tenant_id}", {"max_active_runs": 1_000}))
     await services.active_runs.refresh()
     await combiner.spawn(order(kit, root, "b"))
+
+
+async def test_what_was_granted_before_is_answered_beyond_the_bound_of_active_runs(
+    kit: Kit, services: Services
+) -> None:
+    root, _ = await kit.team()
+    started = {"requested_scopes": ["read"], "idempotency_key": "root"}
+    path = f"/agents/{root.agent_id}/runs"
+    first_root = done(await kit.api.post(path, started))["run_id"]
+    combiner = SpawnCombiner(services.pipeline, active_runs=services.active_runs)
+    first = await combiner.spawn(order(kit, root, "a"))
+    done(await kit.admin.call("PATCH", f"/tenants/{kit.tenant_id}", {"max_active_runs": 1}))
+    await services.active_runs.refresh()
+    again = await combiner.spawn(order(kit, root, "a"))
+    assert (again.idempotent, again.run_ids) == (True, first.run_ids)
+    with pytest.raises(SpawnKeyConflictError):
+        await combiner.spawn(replace(order(kit, root, "a"), timeout_s=5))
+    with pytest.raises(TenantSaturatedError):
+        await combiner.spawn(order(kit, root, "b"))
+    assert done(await kit.api.post(path, started))["run_id"] == first_root
+    refused(await kit.api.post(path, started | {"idempotency_key": "other"}), 429, "tenant_saturated")
+
+
+async def test_dry_runs_and_starts_count_as_in_flight_too(kit: Kit, services: Services) -> None:
+    other = await Kit.make(kit.admin)
+    root, _ = await kit.team()
+    other_root, _ = await other.team()
+    with ExitStack() as stack:
+        for _ in range(services.settings.tenant_max_in_flight):
+            stack.enter_context(services.combiner.in_flight.one_of(UUID(kit.tenant_id)))
+        body = {
+            "caller_run_id": root.run_id,
+            "target_agent_slug": "worker",
+            "scope_subset": ["read"],
+            "idempotency_key": "a",
+        }
+        for path, asked in (
+            ("/internal/orchestration/spawn-run", body),
+            ("/internal/orchestration/spawn-run?dry_run=true", body),
+            (f"/agents/{root.agent_id}/runs", {"requested_scopes": []}),
+        ):
+            answer = await kit.api.post(path, asked)
+            refused(answer, 429, "tenant_saturated")
+            assert int(answer.headers["Retry-After"]) >= 1
+        done(await other.spawn(other_root, "a"))
+        await other.root(other_root.agent_id)
+    done(await kit.spawn(root, "a"))
 
 
 async def test_orders_of_one_tenant_beyond_what_may_be_in_flight_are_refused_at_once(

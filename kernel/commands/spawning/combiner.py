@@ -5,7 +5,7 @@ that arrive while the lanes are busy leave together with the next free one.
 """
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from uuid import UUID
 from kernel.commands.lanes import Lanes
 from kernel.commands.spawning.order import Spawned, SpawnOrder
 from kernel.commands.spawning.pipeline import Preview, SpawnPipeline
-from kernel.commands.spawning.saturation import ActiveRuns
+from kernel.commands.spawning.saturation import ActiveRuns, InFlight
 from kernel.commands.spawning.verdicts import Outcome
 from kernel.domain.errors import DatabaseUnavailableError, RemitError, TenantSaturatedError
 from kernel.policy.engine import Evaluated
@@ -42,7 +42,8 @@ class SpawnCombiner:
     Args:
         lanes: how many batches may be in flight; each holds one database connection.
         max_waiting_per_tenant: how many orders of one tenant may wait or be under way; one more is refused at once.
-        active_runs: the soft bound on what a tenant has active; without it there is none.
+        active_runs: the soft bound on what a tenant has active; without it there is none. What was spawned before is
+            answered beyond it, too.
     """
 
     def __init__(
@@ -55,14 +56,14 @@ class SpawnCombiner:
     ) -> None:
         self._pipeline = pipeline
         self._lanes = lanes
-        self._max_waiting = max_waiting_per_tenant
         self._active_runs = active_runs
+        self.in_flight = InFlight(max_waiting_per_tenant)
         # Each tenant has lanes of its own: what one asks in passing keeps no other waiting.
         self._previews: Lanes[tuple[UUID, int], SpawnOrder, Preview] = Lanes(self._preview)
-        self._waiting: Counter[UUID] = Counter()
+        self._repeats: Lanes[UUID, SpawnOrder, Spawned | None] = Lanes(self._find)
         self._queues: OrderedDict[UUID, deque[_Waiting]] = OrderedDict()
         self._busy: set[tuple[UUID, UUID]] = set()
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
         # Which tree a caller is in is known once it has spawned; until then its own id stands for its tree, which is
         # only a guess about contention: the lock decides.
         self._roots: OrderedDict[UUID, UUID] = OrderedDict()
@@ -76,17 +77,12 @@ class SpawnCombiner:
             TenantSaturatedError: when the tenant has too much in flight, or active.
             RemitError: what the order was refused with.
         """
-        tenant_id = order.tenant_id
-        if self._waiting[tenant_id] >= self._max_waiting:
-            raise TenantSaturatedError(
-                f"the tenant has {self._waiting[tenant_id]} spawns in flight here, and may have {self._max_waiting}",
-                retry_after_s=1,
-                limit=self._max_waiting,
-                observed=self._waiting[tenant_id],
-            )
         if self._active_runs is not None:
-            self._active_runs.check(tenant_id)
-        self._waiting[tenant_id] += 1
+            try:
+                self._active_runs.check(order.tenant_id)
+            except TenantSaturatedError as saturated:
+                return await self._earlier(order, saturated)
+        self.in_flight.enter(order.tenant_id)
         waiting = _Waiting(order, asyncio.get_running_loop().create_future(), copy_context())
         self._queues.setdefault(order.tenant_id, deque()).append(waiting)
         self._dispatch()
@@ -99,10 +95,12 @@ class SpawnCombiner:
         """What would be decided about an order; nothing is written.
 
         Raises:
+            TenantSaturatedError: when the tenant has too much in flight.
             PolicyUnavailableError: when policy gives no answer.
             RemitError: as the order itself would be refused, but for policy's denial, which is the answer.
         """
-        preview = await self._previews.take((order.tenant_id, order.caller_run_id.int % self._lanes), order)
+        with self.in_flight.one_of(order.tenant_id):
+            preview = await self._previews.take((order.tenant_id, order.caller_run_id.int % self._lanes), order)
         if isinstance(preview, RemitError):
             raise preview
         return preview
@@ -110,20 +108,31 @@ class SpawnCombiner:
     async def _preview(self, _lane: tuple[UUID, int], orders: Sequence[SpawnOrder]) -> list[Preview]:
         return await self._pipeline.preview(orders)
 
+    async def _earlier(self, order: SpawnOrder, saturated: TenantSaturatedError) -> Spawned:
+        """What an order came to that was granted before the tenant had as much active as it may."""
+        with self.in_flight.one_of(order.tenant_id):
+            earlier = await self._repeats.take(order.tenant_id, order)
+        if earlier is None:
+            raise saturated
+        return earlier
+
+    async def _find(self, _tenant_id: UUID, orders: Sequence[SpawnOrder]) -> list[Spawned | RemitError | None]:
+        return await self._pipeline.find(orders)
+
     async def drain(self) -> None:
         """Wait until every order that was taken has been answered."""
-        while self._in_flight:
-            await asyncio.wait(self._in_flight)
+        while self._under_way:
+            await asyncio.wait(self._under_way)
 
     def _dispatch(self) -> None:
-        while len(self._in_flight) < self._lanes:
+        while len(self._under_way) < self._lanes:
             batch = self._take()
             if not batch:
                 return
             keys = {self._tree_of(waiting.order) for waiting in batch}
             self._busy |= keys
             task = asyncio.create_task(self._execute(batch, keys), context=batch[0].context)
-            self._in_flight.add(task)
+            self._under_way.add(task)
 
     def _take(self) -> list[_Waiting]:
         """One order of each tenant in turn, passing over trees that are busy, until the batch is full."""
@@ -163,13 +172,12 @@ class SpawnCombiner:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Spawned):
                     self._remember(waiting.order.caller_run_id, outcome.root_run_id)
-                self._waiting[waiting.order.tenant_id] -= 1
+                self.in_flight.leave(waiting.order.tenant_id)
                 _answer(waiting.answer, outcome)
-            self._waiting = +self._waiting  # tenants with nothing left are dropped
             self._busy -= keys
             task = asyncio.current_task()
             if task is not None:
-                self._in_flight.discard(task)
+                self._under_way.discard(task)
             self._dispatch()
 
     def _tree_of(self, order: SpawnOrder) -> tuple[UUID, UUID]:

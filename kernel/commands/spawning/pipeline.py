@@ -125,6 +125,19 @@ class SpawnPipeline:
             previews |= zip(questions, await self._put(asked), strict=True)
         return [previews[number] for number in range(len(batch))]
 
+    async def find(self, batch: Sequence[SpawnOrder]) -> list[Spawned | RemitError | None]:
+        """What came of orders before, if they are repeats.
+
+        Args:
+            batch: at most 64 orders.
+
+        Returns:
+            For each order, in order: the first result, None where there is none, or the conflict.
+        """
+        async with self._database.read() as session:
+            facts = await spawn_facts.load(session, _wanted(batch))
+        return [_repeat(order, facts) for order in batch]
+
     async def _ask(self, work: _Batch, questions: dict[int, Prepared]) -> dict[int, Evaluated]:
         if not questions:
             return {}
@@ -189,6 +202,13 @@ class SpawnPipeline:
         count_decisions(writes.decisions)
         for number, outcome in settled.items():
             _count(questions[number], outcome)
+
+
+def _repeat(order: SpawnOrder, facts: SpawnFacts) -> Spawned | RemitError | None:
+    try:
+        return orders.repeat(order, facts)
+    except RemitError as error:
+        return error
 
 
 def _wanted(batch: Iterable[SpawnOrder]) -> Wanted:

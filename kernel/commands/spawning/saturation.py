@@ -1,10 +1,12 @@
-"""How much a tenant has active, and when that is too much for more.
+"""How much a tenant has in flight, and how much active; and when that is too much for more.
 
-A soft bound: the totals are sums of the trees' counters, refreshed each second, so a burst may overshoot by what it
-makes in a second. The limits that policy returns are the hard ones.
+The bound of what is active is soft: the totals are sums of the trees' counters, refreshed each second, so a burst may
+overshoot by what it makes in a second. The limits that policy returns are the hard ones.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -23,6 +25,49 @@ class Active:
 
     runs: int
     bound: int
+
+
+class InFlight:
+    """How many spawns, dry runs and starts of each tenant this process works on.
+
+    Args:
+        bound: of one tenant; one more is refused at once.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._counts: Counter[UUID] = Counter()
+
+    def enter(self, tenant_id: UUID) -> None:
+        """Count one more, until it leaves.
+
+        Raises:
+            TenantSaturatedError: when the tenant has as many as it may.
+        """
+        observed = self._counts[tenant_id]
+        if observed >= self._bound:
+            raise TenantSaturatedError(
+                f"the tenant has {observed} requests in flight here, and may have {self._bound}",
+                retry_after_s=RETRY_AFTER_S,
+                limit=self._bound,
+                observed=observed,
+            )
+        self._counts[tenant_id] += 1
+
+    def leave(self, tenant_id: UUID) -> None:
+        """Count one less. A tenant with nothing left is forgotten."""
+        self._counts[tenant_id] -= 1
+        if not self._counts[tenant_id]:
+            del self._counts[tenant_id]
+
+    @contextmanager
+    def one_of(self, tenant_id: UUID) -> Iterator[None]:
+        """Count one more for as long as the block lasts; see `enter`."""
+        self.enter(tenant_id)
+        try:
+            yield
+        finally:
+            self.leave(tenant_id)
 
 
 class ActiveRuns:
