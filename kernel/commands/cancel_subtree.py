@@ -62,7 +62,7 @@ class CancelSubtree:
     include_root: bool = True
     reason: str = DEFAULT_REASON
     grace_s: int = 0
-    wait_s: int = 0
+    wait_s: float = 0.0
     surface: Surface = Surface.RUNTIME_PRIMITIVES
     cancellation_id: UUID | None = None
 
@@ -288,8 +288,12 @@ class CancelSubtreeCommand:
                 done.append(await self._drain.execute(target, at_most=DRAINED_AT_ONCE, keep_ids=MAX_LISTED))
         return done
 
+    @property
+    def _stopping(self) -> bool:
+        return self._wakeups is not None and self._wakeups.stopping
+
     async def _wait(self, tenant_id: UUID, cancellation_id: UUID, until: float, progress: Progress) -> Cancellation:
-        """The fence when it is drained, or at the end of the time."""
+        """The fence when it is drained, at the end of the time, or as it stands when the service stops."""
         own_turn = monotonic() + HEAD_START_S
         pause = LOOK_S
         while True:
@@ -300,7 +304,7 @@ class CancelSubtreeCommand:
             if cancellation is None:
                 raise NotFoundError(f"cancellation_id: there is no cancellation {cancellation_id}")
             left = until - monotonic()
-            if cancellation.drained_at is not None or left <= 0:
+            if cancellation.drained_at is not None or left <= 0 or self._stopping:
                 return cancellation
             if target is not None and monotonic() >= own_turn and not progress.waiting:
                 # No reconciler has taken it up. Where one has, this finds it busy.

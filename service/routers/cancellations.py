@@ -14,7 +14,7 @@ from service.wire import Answer, Body, Json, Text, make_router
 router = make_router("primitives")
 
 MAX_GRACE_S = 3600
-MAX_WAIT_S = 60
+MAX_WAIT_S = 300
 
 Reason = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 State = Literal["drained", "draining"]
@@ -30,7 +30,7 @@ class CancelBody(Body):
     grace_s: Annotated[
         int, Field(ge=0, le=MAX_GRACE_S, description="For how long workers may take to acknowledge.")
     ] = 0
-    wait_s: Annotated[int, Field(ge=0, le=MAX_WAIT_S, description="How long to wait until it is drained.")] = 0
+    wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S, description="How long to wait until it is drained.")] = 0
 
 
 class CancelAnswer(Answer):

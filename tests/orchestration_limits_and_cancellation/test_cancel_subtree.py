@@ -182,7 +182,7 @@ async def test_what_is_anothers_does_not_exist(kit: Kit, api: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"grace_s": -1}, {"grace_s": 3601}, {"wait_s": 61}, {"include_root": "maybe"}, {"unknown": 1}]
+    "wrong", [{"grace_s": -1}, {"grace_s": 3601}, {"wait_s": 300.5}, {"include_root": "maybe"}, {"unknown": 1}]
 )
 async def test_what_is_malformed_is_refused(kit: Kit, wrong: dict[str, object]) -> None:
     root, _ = await kit.team()

@@ -12,12 +12,16 @@ import httpx2
 import pytest
 
 from kernel import metrics
+from kernel.commands.cancel_subtree import CancelSubtree, CancelSubtreeCommand
 from kernel.commands.draining import Drain
+from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import drains
 from kernel.store.drains import OpenFence
 from kernel.store.engine import Database, ReadSession
+from kernel.wakeups import Wakeups
 from load.audit import audit
+from service.dependencies import Services
 from tests.kit import Kit, Run, done
 from tests.orchestration_runtime_primitives.trees.forest import Forest
 
@@ -349,7 +353,7 @@ async def test_a_fence_that_cannot_be_drained_is_set_aside_and_holds_up_no_other
 async def test_whoever_waited_for_a_drain_is_told_that_it_is_done(kit: Kit, database: Database) -> None:
     root, worker = await kit.team()
     made = await Forest(database, kit).grow(root.run_id, worker, parents=[-1] + [0] * 400)
-    body = {"caller_run_id": root.run_id, "run_id": str(made[0]), "wait_s": 30}
+    body = {"caller_run_id": root.run_id, "run_id": str(made[0]), "wait_s": 90.5}
     waiting = [asyncio.create_task(kit.api.post(CANCEL, body)) for _ in range(12)]
     reconciler = DrainCancellations(database)
     while not all(task.done() for task in waiting):
@@ -359,3 +363,22 @@ async def test_whoever_waited_for_a_drain_is_told_that_it_is_done(kit: Kit, data
     assert {answer["state"] for answer in answers} == {"drained"}
     assert sorted(answer["cancelled_count"] for answer in answers) == [0] * 11 + [401]
     assert len({answer["cancellation_id"] for answer in answers}) == 1
+
+
+async def test_a_wait_for_a_drain_ends_when_the_service_stops(kit: Kit, database: Database, services: Services) -> None:
+    root, _ = await kit.team()
+    done(await kit.spawn(root, "a"))
+    done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"]}))
+    own = Wakeups(database, asyncio.Event())
+    command = CancelSubtreeCommand(database, services.engine, own)
+    principal = Principal("tenant", UUID(kit.tenant_id), frozenset({"agents.execute"}))
+    run_id = UUID(root.run_id)
+    request = CancelSubtree(run_id, run_id, grace_s=600, wait_s=60.0)
+    waiting = asyncio.create_task(command.execute(principal, request))
+    await asyncio.wait_for(own.fences.wait(), 20)
+    await own.stop()
+    answer = await asyncio.wait_for(waiting, 20)
+    assert (answer.state, answer.cancelled_count, answer.repeated) == ("draining", 1, False)
+    # And none begins.
+    repeat = await asyncio.wait_for(command.execute(principal, request), 20)
+    assert (repeat.state, repeat.repeated) == ("draining", True)
