@@ -82,7 +82,7 @@ class JoinCommand:
         async with self._database.read() as session:
             group = await _load(session, principal.tenant, request.group_id)
             standing = await _standing(session, principal, request, group)
-            closed = await _is_closed(session, group)
+            group, closed = await _look(session, group)
         wanted, timeout_s = _wanted(request, group)
         if not closed:
             standing.check_caller_active(Action.JOIN)
@@ -116,8 +116,8 @@ class JoinCommand:
         aftermath = Aftermath()
         async with self._database.write() as session:
             tree = await trees.lock_one(session, group.tenant_id, group.root_run_id)
-            now = await _load(session, group.tenant_id, group.group_id)
-            if not await _is_closed(session, now):
+            now, closed = await _look(session, await _load(session, group.tenant_id, group.group_id))
+            if not closed:
                 (await _standing(session, principal, request, now)).check_caller_active(Action.JOIN)
                 aftermath = await _change(session, tree, request, now)
                 await trees.advance(session, tree, decided=[record])
@@ -188,17 +188,21 @@ async def _load(session: ReadSession, tenant_id: UUID, group_id: UUID) -> Group:
     return group
 
 
-async def _is_closed(session: ReadSession, group: Group) -> bool:
-    """Whether a group is decided or closed, or reads as closed because a fence covers its orchestrator."""
-    if not group.undecided:
-        return True
-    return bool(await fences.covered(session, [(group.tenant_id, group.root_run_id, group.orchestrator_run_id)]))
+async def _look(session: ReadSession, group: Group) -> tuple[Group, bool]:
+    """A group, and whether it is decided or closed, or reads as closed because a fence covers its orchestrator."""
+    if group.undecided:
+        covered = await fences.covered(session, [(group.tenant_id, group.root_run_id, group.orchestrator_run_id)])
+        if covered:
+            return group, True
+        # A fence may have been drained since the first look: read after the fences, the group then says so itself.
+        group = await _load(session, group.tenant_id, group.group_id)
+    return group, not group.undecided
 
 
 async def _read(session: ReadSession, tenant_id: UUID, group_id: UUID) -> Joined:
-    group = await _load(session, tenant_id, group_id)
+    group, closed = await _look(session, await _load(session, tenant_id, group_id))
     status, tally = group.status, group.tally
-    if group.undecided and await _is_closed(session, group):
+    if closed and group.undecided:
         status = GroupStatus.CANCELLED
     if status is GroupStatus.CANCELLED or group.propagation_reason is not None:
         # Under the fence: members that are active in the table read as cancelled already.

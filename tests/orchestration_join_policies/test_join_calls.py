@@ -1,14 +1,19 @@
 """The call itself: who may join, what may be changed, and how it waits."""
 
 import asyncio
+from collections.abc import Iterable
 from time import perf_counter
+from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import pytest
 
 from kernel.commands.join import JoinCommand, JoinGroup
+from kernel.domain.fences import Fence
 from kernel.domain.principal import Principal
-from kernel.store.engine import Database
+from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.store.engine import Database, ReadSession
+from kernel.store.fences import RunKey, covered
 from kernel.wakeups import Wakeups
 from service.dependencies import Services
 from tests.kit import Kit, done, refused
@@ -140,6 +145,27 @@ async def test_a_caller_under_a_fence_that_leaves_the_group_alone_is_refused(kit
     group = await group_of(kit, 1, root=root)
     await fence(database, kit, root.run_id, root.run_id)
     assert (await group.read())["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("look", [1, 2])
+async def test_a_group_whose_fence_is_drained_during_a_look_reads_as_cancelled_all_the_same(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    group = await group_of(kit, 2)
+    await fence(database, kit, group.root.run_id, group.root.run_id)
+    looks = 0
+
+    async def drained_first(session: ReadSession, runs: Iterable[tuple[UUID, UUID, UUID]]) -> dict[RunKey, Fence]:
+        nonlocal looks
+        looks += 1
+        if looks == look:
+            await DrainCancellations(database).run_once()
+        return await covered(session, runs)
+
+    monkeypatch.setattr("kernel.commands.join.fences", SimpleNamespace(covered=drained_first))
+    joined = await group.read()
+    assert looks >= look
+    assert (joined["status"], joined["complete"], joined["failure_count"]) == ("cancelled", True, 2)
 
 
 async def test_a_waiting_join_is_woken_by_the_decision(kit: Kit) -> None:
