@@ -14,7 +14,7 @@ from kernel.domain.errors import ForbiddenError
 from kernel.domain.fences import Fence, covering
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
-from kernel.store import catalog, fences, leases, runs, trees
+from kernel.store import catalog, drains, fences, leases, runs, trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.leases import Held
 from kernel.store.trees import LockedTree, TreeKey
@@ -70,8 +70,9 @@ class LeaseAnswer:
 
 @dataclass(slots=True)
 class _Gathered:
-    """The answers so far, and the runs that get a new token."""
+    """The answers so far on the leases that were granted last, and the runs that get a new token."""
 
+    leases: dict[UUID, UUID] = field(default_factory=dict)
     answers: dict[UUID, LeaseAnswer] = field(default_factory=dict)
     renewed: dict[UUID, datetime] = field(default_factory=dict)
     fresh: set[UUID] = field(default_factory=set)
@@ -98,7 +99,9 @@ class HeartbeatCommand:
         tenant_id = principal.tenant
         if principal.kind == "run" and any(ref.run_id != principal.run_id for ref in request.leases):
             raise ForbiddenError(f"leases: this token acts as run {principal.run_id} only")
-        wanted = {ref.run_id: ref.lease for ref in request.leases}
+        wanted: dict[UUID, set[UUID]] = {}
+        for ref in request.leases:
+            wanted.setdefault(ref.run_id, set()).add(ref.lease)
         async with self._database.read() as session:
             roots = await runs.roots(session, tenant_id, wanted)
         by_tree: dict[UUID, list[UUID]] = {}
@@ -107,13 +110,16 @@ class HeartbeatCommand:
         gathered = _Gathered()
         pending = iter(sorted(by_tree))
         while part := list(islice(pending, MAX_TREES)):
-            here = {run_id: wanted[run_id] for root_run_id in part for run_id in by_tree[root_run_id]}
+            here = [(run_id, lease) for root in part for run_id in by_tree[root] for lease in wanted[run_id]]
             await self._renew(tenant_id, part, here, request.extend_s, gathered)
         await self._sign(tenant_id, gathered)
         for run_id, expires_at in gathered.renewed.items():
             gathered.answers.setdefault(run_id, LeaseAnswer(run_id, LeaseStatus.CONTINUE, expires_at=expires_at))
         answers = [
-            gathered.answers.get(ref.run_id, LeaseAnswer(ref.run_id, LeaseStatus.LOST)) for ref in request.leases
+            gathered.answers[ref.run_id]
+            if ref.run_id in gathered.answers and gathered.leases[ref.run_id] == ref.lease
+            else LeaseAnswer(ref.run_id, LeaseStatus.LOST)
+            for ref in request.leases
         ]
         await self._count(tenant_id, answers)
         return answers
@@ -131,12 +137,18 @@ class HeartbeatCommand:
             metrics.LEASES_LOST.labels(label, ACTION).inc(refused[LeaseStatus.LOST])
 
     async def _renew(
-        self, tenant_id: UUID, part: Sequence[UUID], wanted: dict[UUID, UUID], extend_s: int, gathered: _Gathered
+        self,
+        tenant_id: UUID,
+        part: Sequence[UUID],
+        wanted: Sequence[tuple[UUID, UUID]],
+        extend_s: int,
+        gathered: _Gathered,
     ) -> None:
         async with self._database.write() as session:
             # Under the locks of the trees, so that no renewal commits above a fence.
             locked = await trees.lock(session, [(tenant_id, root_run_id) for root_run_id in part])
             held = await leases.held(session, tenant_id, wanted, token_margin_s=self._token_s * TOKEN_MARGIN)
+            gathered.leases |= {run_id: lease.lease for run_id, lease in held.items()}
             told = await _cancelled(session, tenant_id, locked, held)
             gathered.answers.update(told)
             keep = {
@@ -169,12 +181,12 @@ async def _cancelled(
 ) -> dict[UUID, LeaseAnswer]:
     """The answers on runs that are cancelled: by an open fence, or already by its drain."""
     told: dict[UUID, LeaseAnswer] = {}
-    drained = [lease for lease in held.values() if lease.granted and lease.status == RunStatus.CANCELLED]
+    drained = [lease for lease in held.values() if lease.status == RunStatus.CANCELLED]
     if drained:
         ends = {lease.run_id: (lease.root_run_id, lease.finalized_seq or 0) for lease in drained}
-        reasons = await runs.cancel_reasons(session, tenant_id, list(ends.values()))
+        reasons = await drains.reasons_of_ends(session, tenant_id, ends)
         for lease in drained:
-            reason = reasons.get(ends[lease.run_id])
+            reason = reasons.get(lease.run_id)
             told[lease.run_id] = LeaseAnswer(lease.run_id, LeaseStatus.CANCEL, reason=reason, grace_s=0.0)
     doubtful = [
         (tenant_id, lease.root_run_id, lease.run_id)

@@ -7,12 +7,12 @@ from uuid import UUID
 
 from kernel.commands import asking
 from kernel.commands.query_tree import Tree, read_tree
-from kernel.domain.fences import Fence, covering
+from kernel.domain.fences import Fence
 from kernel.domain.principal import Principal
 from kernel.domain.run import ACTIVE, RunStatus
 from kernel.policy.engine import PolicyEngine
 from kernel.store import drains, lineage
-from kernel.store.engine import Database, ReadSession
+from kernel.store.engine import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,6 @@ class ReadRun:
             status = row["status"] if RunStatus(row["status"]) not in ACTIVE else standing.subject.status
             fence = None
             if status == RunStatus.CANCELLED:
-                fence = await fence_over(session, principal.tenant, run_id)
+                fence = await drains.fence_over(session, principal.tenant, run_id)
             tree = await read_tree(session, principal, standing) if include_tree else None
         return RunView(row, status, fence, tree)
-
-
-async def fence_over(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Fence | None:
-    """The fence, open or drained, that covers a run; of several, the one that was set first."""
-    path, found = await drains.fences_above(session, tenant_id, run_id)
-    return covering((fence for fence, _ in found.values()), path)

@@ -9,7 +9,7 @@ from uuid import UUID
 from asyncpg import Record
 
 from kernel.domain.events import EventType, Surface
-from kernel.domain.fences import Fence, FenceScope, Step
+from kernel.domain.fences import Fence, FenceScope, Step, covering
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.groups import MEMBER
 
@@ -203,6 +203,13 @@ SELECT e.subjects FROM run_events e
 WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3 AND e.type = 'orchestration.cancellation_propagation'
   AND e.data ->> 'cancellation_id' = $4
 ORDER BY e.seq LIMIT $5
+"""
+
+# What cancelled a run stands in the event of its end, where that was a drain.
+CANCEL_REASONS = """
+SELECT q.run_id, e.data ->> 'reason' AS reason
+FROM unnest($2::uuid[], $3::uuid[], $4::bigint[]) AS q (run_id, root_run_id, seq)
+JOIN run_events e ON e.tenant_id = $1 AND e.root_run_id = q.root_run_id AND e.seq = q.seq
 """
 
 
@@ -467,6 +474,38 @@ async def fences_above(
         if row["cancellation_id"] is not None:
             standing[row["cancellation_id"]] = (_fence(row), row["drained_at"] is not None)
     return list(path.values()), standing
+
+
+async def fence_over(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Fence | None:
+    """The fence, open or drained, that covers a run; of several, the one that was set first.
+
+    What was set when the run had ended is not what has cancelled it.
+    """
+    path, found = await fences_above(session, tenant_id, run_id)
+    if not path:
+        return None
+    ended = path[0].finalized_seq
+    return covering((fence for fence, _ in found.values() if ended is None or fence.fence_seq < ended), path)
+
+
+async def reasons_of_ends(
+    session: ReadSession, tenant_id: UUID, ends: Mapping[UUID, tuple[UUID, int]]
+) -> dict[UUID, str | None]:
+    """Why runs were cancelled; of one that nobody but its runtime cancelled, None.
+
+    Args:
+        ends: for each run its root, and the number of its end.
+    """
+    rows = await session.driver.fetch(
+        CANCEL_REASONS, tenant_id, list(ends), [root for root, _ in ends.values()], [seq for _, seq in ends.values()]
+    )
+    reasons: dict[UUID, str | None] = {row["run_id"]: row["reason"] for row in rows}
+    for run_id in ends:
+        # Acknowledged, or given up by its worker: those are few, and their ends are told as any other.
+        if reasons.get(run_id) is None:
+            fence = await fence_over(session, tenant_id, run_id)
+            reasons[run_id] = fence.reason if fence is not None else None
+    return reasons
 
 
 async def cancelled_ids(session: ReadSession, tenant_id: UUID, cancellation: Cancellation, limit: int) -> list[UUID]:

@@ -91,13 +91,14 @@ CROSS JOIN LATERAL (
 ) c
 """
 
+# Of several leases that are named of one run, at most one is the last that was granted.
 HELD = """
-SELECT r.run_id, r.root_run_id, r.status, r.finalized_seq,
+SELECT r.run_id, q.lease, r.root_run_id, r.status, r.finalized_seq,
   l.lease = q.lease AND l.expires_at > clock_timestamp() AS held,
-  l.granted = q.lease AS granted, l.token_expires_at < clock_timestamp() + make_interval(secs => $4) AS token_ends
+  l.token_expires_at < clock_timestamp() + make_interval(secs => $4) AS token_ends
 FROM unnest($2::uuid[], $3::uuid[]) AS q (run_id, lease)
 JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
-JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
+JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.granted = q.lease
 """
 
 # An extension never shortens. Rows are taken in the order of their ids, by everybody.
@@ -183,18 +184,17 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How a lease stands that somebody says to hold.
+    """How the lease stands that was the last to be granted of a run.
 
-    `held`: it is the current one and has not expired. `granted`: it is the last one, whether it is held still or not.
-    `token_ends`: the run's token is near its end.
+    `held`: it is the current one and has not expired. `token_ends`: the run's token is near its end.
     """
 
     run_id: UUID
+    lease: UUID
     root_run_id: UUID
     status: str
     finalized_seq: int | None
     held: bool
-    granted: bool
     token_ends: bool
 
 
@@ -243,15 +243,18 @@ async def describe(session: ReadSession, tenant_id: UUID, run_ids: Iterable[UUID
 
 
 async def held(
-    session: WriteSession, tenant_id: UUID, leases: Mapping[UUID, UUID], *, token_margin_s: float
+    session: WriteSession, tenant_id: UUID, leases: Iterable[tuple[UUID, UUID]], *, token_margin_s: float
 ) -> dict[UUID, Held]:
-    """How leases on runs of locked trees stand; a run that was never leased is absent.
+    """How leases on runs of locked trees stand, by run; one that is not the last of its run is absent.
 
     Args:
-        leases: by run.
+        leases: as `(run_id, lease)`.
         token_margin_s: how many seconds before its end a run's token counts as ending.
     """
-    rows = await session.driver.fetch(HELD, tenant_id, list(leases), list(leases.values()), token_margin_s)
+    wanted = list(leases)
+    rows = await session.driver.fetch(
+        HELD, tenant_id, [run_id for run_id, _ in wanted], [lease for _, lease in wanted], token_margin_s
+    )
     return {row["run_id"]: Held(**dict(row) | {"held": row["held"] is True}) for row in rows}
 
 

@@ -83,13 +83,6 @@ SELECT d.run_id FROM run_deadlines d
 WHERE d.tenant_id = $1 AND d.run_id = ANY ($2::uuid[]) AND d.deadline <= clock_timestamp()
 """
 
-# What cancelled a run stands in the event of its end, where that was a drain.
-CANCEL_REASONS = """
-SELECT e.root_run_id, e.seq, e.data ->> 'reason' AS reason
-FROM unnest($2::uuid[], $3::bigint[]) AS q (root_run_id, seq)
-JOIN run_events e ON e.tenant_id = $1 AND e.root_run_id = q.root_run_id AND e.seq = q.seq
-"""
-
 # Each run is counted by the fence that changed it.
 COUNT_CANCELLED = """
 UPDATE cancellations c SET cancelled_count = c.cancelled_count + q.cancelled
@@ -227,11 +220,3 @@ async def still_due(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UU
 async def count_cancelled(session: WriteSession, tenant_id: UUID, cancelled: Mapping[UUID, int]) -> None:
     """Add to what fences of a locked tree have cancelled, by their ids."""
     await session.driver.execute(COUNT_CANCELLED, tenant_id, list(cancelled), list(cancelled.values()))
-
-
-async def cancel_reasons(
-    session: ReadSession, tenant_id: UUID, ends: Sequence[tuple[UUID, int]]
-) -> dict[tuple[UUID, int], str | None]:
-    """Why runs were cancelled, by the number of their end, as `(root_run_id, finalized_seq)`."""
-    rows = await session.driver.fetch(CANCEL_REASONS, tenant_id, [root for root, _ in ends], [seq for _, seq in ends])
-    return {(row["root_run_id"], row["seq"]): row["reason"] for row in rows}

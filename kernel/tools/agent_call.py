@@ -13,7 +13,6 @@ from uuid import UUID
 
 from kernel.commands import calls
 from kernel.commands.draining import Drain
-from kernel.commands.read_run import fence_over
 from kernel.commands.reporting import locked_run
 from kernel.commands.spawning.order import ChildOrder, Spawned, SpawnOrder, TargetRef, digest
 from kernel.domain.errors import DatabaseUnavailableError, RemitError, SpawnKeyConflictError
@@ -175,7 +174,7 @@ async def _abandon(parts: ToolParts, tenant_id: UUID, call: ToolCall, run_id: UU
 async def _ended(session: ReadSession, tenant_id: UUID, row: Row, fence: Fence | None, *, repeated: bool) -> Called:
     status, error = RunStatus(row["status"]), row["error"]
     if status is RunStatus.CANCELLED:
-        fence = await fence_over(session, tenant_id, row["run_id"])
+        fence = await drains.fence_over(session, tenant_id, row["run_id"])
     if fence is not None:
         status, error = RunStatus.CANCELLED, f"cancelled: {fence.reason}"
         if fence.reason == calls.TIMED_OUT and fence.run_id == row["run_id"]:

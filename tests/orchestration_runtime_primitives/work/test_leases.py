@@ -1,6 +1,7 @@
 """Leases: how a worker keeps them, hears of a cancellation, and loses them."""
 
 import asyncio
+from http import HTTPStatus
 from uuid import UUID, uuid4
 
 import pytest
@@ -59,6 +60,19 @@ async def test_leases_are_answered_in_the_order_in_which_they_were_named(kit: Ki
     assert (await heartbeat(kit, superseded))[0]["status"] == "lost"
 
 
+@pytest.mark.parametrize("stale_first", [True, False])
+async def test_a_stale_lease_named_beside_the_current_one_of_its_run_neither_renews_nor_loses_it(
+    kit: Kit, *, stale_first: bool
+) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit)
+    stale = {**run, "lease": str(uuid4())}
+    told = await heartbeat(kit, *((stale, run) if stale_first else (run, stale)))
+    assert [lease["status"] for lease in told] == (["lost", "continue"] if stale_first else ["continue", "lost"])
+    assert (await complete(kit, run)).status_code == HTTPStatus.OK
+
+
 async def test_an_expired_lease_is_lost_even_before_anybody_took_it_back(kit: Kit, database: Database) -> None:
     root, _ = await kit.team()
     await spawn_one(kit, root)
@@ -99,6 +113,35 @@ async def test_after_the_drain_a_worker_is_told_still_and_hears_why(kit: Kit, da
     assert (told["status"], told["reason"], told["grace_s"]) == ("cancel", "wrong turn", 0)
     problem = refused(await complete(kit, run), 409, "run_cancelled")
     assert problem["reason"] == "wrong turn"
+
+
+async def test_whoever_has_acknowledged_or_was_given_up_is_told_the_reason_too(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    for key in "ab":
+        await spawn_one(kit, root, key)
+    acknowledged, given_up = await claim(kit, max_runs=2)
+    await fence(database, kit, root.run_id, root.run_id, reason="wrong turn", grace_s=600)
+    done(await complete(kit, acknowledged, "cancelled"))
+    await let_expire(database, given_up["run_id"])
+    await expire_leases(database).run_once()
+    for run in (acknowledged, given_up):
+        assert (await row(database, run["run_id"]))["status"] == "cancelled"
+        (told,) = await heartbeat(kit, run)
+        assert (told["status"], told["reason"], told["grace_s"]) == ("cancel", "wrong turn", 0)
+        assert refused(await complete(kit, run), 409, "run_cancelled")["reason"] == "wrong turn"
+
+
+async def test_a_run_that_its_worker_cancelled_was_not_cancelled_by_a_later_fence(kit: Kit) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root)
+    run = await claim_one(kit)
+    done(await complete(kit, run, "cancelled"))
+    body = {"caller_run_id": root.run_id, "run_id": root.run_id, "reason": "later"}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    (told,) = await heartbeat(kit, run)
+    assert told["status"] == "cancel"
+    assert "reason" not in told
+    assert done(await kit.api.get(f"/agents/runs/{run_id}"))["cancellation"] is None
 
 
 async def test_a_fresh_token_comes_when_a_tenth_of_the_old_ones_life_is_left(
