@@ -32,7 +32,7 @@ KEPT_PAGES = 16
 # Runs of which a reader remembers whether they are below its own.
 MAX_REMEMBERED = 20_000
 
-_EVENT_ID = re.compile(r"([0-9]{1,19})\.([0-9]{1,10})", re.ASCII)
+_EVENT_ID = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,10}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,17 +47,19 @@ class EventId:
 
     @classmethod
     def read(cls, text: str, field_name: str) -> "EventId":
-        """Read an id back.
+        """Read an id back; a number alone stands for the last event that has it.
 
         Raises:
             InvalidRequestError: when it is no id of an event.
         """
         match = _EVENT_ID.fullmatch(text)
-        if match is None or int(match[1]) > MAX_BIGINT or int(match[2]) > MAX_INTEGER:
+        seq = int(match[1]) if match is not None else MAX_BIGINT + 1
+        index = int(match[2]) if match is not None and match[2] is not None else MAX_INTEGER
+        if seq > MAX_BIGINT or index > MAX_INTEGER:
             raise InvalidRequestError(
                 f"{field_name}: must be the id of an event, such as 17.0", field=field_name, observed=text[:100]
             )
-        return cls(int(match[1]), int(match[2]))
+        return cls(seq, index)
 
 
 BEGINNING = EventId(0, 0)

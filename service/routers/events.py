@@ -79,7 +79,7 @@ async def read_events(
     last_event_id_in_query: Annotated[
         str | None, Query(alias="last_event_id", description="For clients that cannot set a header.")
     ] = None,
-    after: Annotated[str | None, Query(description="Answers a page of what comes after this event.")] = None,
+    after: Annotated[str | None, Query(description="Answers a page of what comes after this event, or after all that have this number.")] = None,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="Events in a page.")] = None,
 ) -> Response:
     """The events of a run and all below it, in the order of their tree.
@@ -88,7 +88,7 @@ async def read_events(
     """
     in_pages = after is not None or limit is not None or (JSON in accept and SSE not in accept)
     if in_pages:
-        position = EventId.read(after, "after") if after is not None else BEGINNING
+        position = EventId.read(after, "after") if after else BEGINNING
     else:
         resumed = last_event_id or last_event_id_in_query
         position = EventId.read(resumed, "Last-Event-ID") if resumed else BEGINNING
