@@ -15,6 +15,8 @@ from kernel.store.groups import MEMBER
 
 # A chunk holds the lock of its tree for ten or twenty milliseconds: as long as others in the tree may have to wait.
 CHUNK_RUNS = 1_000
+# A drain that stands still between two chunks for longer than this is no longer waited for by others.
+IDLE_TIMEOUT = "10s"
 
 _OPEN = """
 SELECT c.tenant_id, c.root_run_id, c.cancellation_id, c.run_id, c.scope, c.fence_seq, c.reason, c.group_id,
@@ -44,6 +46,12 @@ SELECT c.cancellation_id FROM cancellations c
 WHERE c.cancellation_id = ANY ($1::uuid[]) AND c.tenant_id = ANY ($2::uuid[])
   AND (c.drained_at IS NOT NULL OR c.grace_until <= clock_timestamp())
 """
+
+CLAIM = """
+SELECT CASE WHEN pg_try_advisory_lock($1) THEN set_config('idle_session_timeout', $2, false) IS NOT NULL
+  ELSE false END
+"""
+LEAVE = "SELECT pg_advisory_unlock($1), set_config('idle_session_timeout', '0', false)"
 
 STILL_ACTIVE = """
 SELECT EXISTS (
@@ -337,15 +345,18 @@ async def open_fence(session: ReadSession, tenant_id: UUID, cancellation_id: UUI
 
 
 async def claim(session: ReadSession, cancellation_id: UUID) -> bool:
-    """Keep other drains of a fence away until `leave`; it spares work, and nothing rests on it."""
-    claimed: bool = await session.driver.fetchval("SELECT pg_try_advisory_lock($1)", _lock_key(cancellation_id))
+    """Keep other drains of a fence away until `leave`; it spares work, and nothing rests on it.
+
+    It ends with the connection, and so does the connection when its process stands still.
+    """
+    claimed: bool = await session.driver.fetchval(CLAIM, _lock_key(cancellation_id), IDLE_TIMEOUT)
     return claimed
 
 
 async def leave(session: ReadSession, cancellation_id: UUID) -> None:
     """Give back what `claim` and `list_runs` took; else they end with the connection."""
     await session.driver.execute(f"DROP TABLE IF EXISTS pg_temp.{_table(cancellation_id)}")
-    await session.driver.execute("SELECT pg_advisory_unlock($1)", _lock_key(cancellation_id))
+    await session.driver.execute(LEAVE, _lock_key(cancellation_id))
 
 
 async def look(session: ReadSession, target: OpenFence, *, limit: int) -> Listed:

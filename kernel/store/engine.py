@@ -27,6 +27,9 @@ from kernel.domain.errors import DatabaseUnavailableError
 
 # A wait for a tree's lock that takes longer than this is an outage, and is answered like one.
 LOCK_TIMEOUT = "15s"
+# A process that stands still in the middle of a transaction (stopped, or cut off from the network) loses it, with its
+# locks, before those who wait for them give up.
+IDLE_IN_TRANSACTION_TIMEOUT = "10s"
 CONNECT_TIMEOUT_S = 5.0
 
 # What asyncpg raises when the server is gone, starting up, shutting down or out of connections.
@@ -40,6 +43,8 @@ UNAVAILABLE = (
     pg.OperatorInterventionError,
     pg.InsufficientResourcesError,
     pg.LockNotAvailableError,
+    pg.IdleInTransactionSessionTimeoutError,
+    pg.IdleSessionTimeoutError,
 )
 
 
@@ -88,6 +93,7 @@ class Database:
                 "server_settings": {
                     "application_name": "remit",
                     "lock_timeout": LOCK_TIMEOUT,
+                    "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
                     "timezone": "UTC",
                     "jit": "off",
                     # Every statement here looks rows up by key. A plan that was cached while a table was nearly empty

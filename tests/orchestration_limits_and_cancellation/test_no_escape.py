@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -27,22 +28,34 @@ from tests.orchestration_runtime_primitives.trees.forest import Forest
 
 # A process that drains, slowly enough to be killed in the middle of it.
 DRAINING = """
-import asyncio, sys
+import asyncio, os, signal, sys
 from uuid import UUID
 from kernel import metrics
 from kernel.commands.draining import Drain
-from kernel.store import drains
+from kernel.store import drains, engine
 from kernel.store.engine import Database
 
 drains.CHUNK_RUNS = 5
-cancel = drains.cancel
+# Only what stands still is idle for so long.
+drains.IDLE_TIMEOUT = engine.IDLE_IN_TRANSACTION_TIMEOUT = "1s"
+cancel, chunk = drains.cancel, drains.chunk
 
-async def telling(*args, **more):
-    print("chunk", flush=True)
-    return await cancel(*args, **more)
+def stand_still(*, here):
+    if here:
+        print("still", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
-async def main(url, tenant_id, cancellation_id):
-    drains.cancel = telling
+async def main(url, tenant_id, cancellation_id, stops=""):
+    async def telling(*args, **more):
+        print("chunk", flush=True)
+        stand_still(here=stops == "in a chunk")
+        return await cancel(*args, **more)
+
+    def between(listed, after):
+        stand_still(here=stops == "between chunks" and after)
+        return chunk(listed, after)
+
+    drains.cancel, drains.chunk = telling, between
     database = Database(url)
     async with database.read() as session:
         target = await drains.open_fence(session, UUID(tenant_id), UUID(cancellation_id))
@@ -243,6 +256,35 @@ async def test_a_drain_whose_process_is_killed_is_taken_up_by_another(
         while (await state_of(database, kit, fence.cancellation_id)).state == "draining":
             await reconciler.run_once()
     assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 601
+    assert await lineage_findings(database, kit) == []
+
+
+@pytest.mark.parametrize("stops", ["in a chunk", "between chunks"])
+async def test_a_drain_whose_process_stands_still_holds_up_neither_its_fence_nor_its_tree(
+    kit: Kit, database: Database, database_url: str, stops: str
+) -> None:
+    root, worker = await kit.team(max_fanout=10_000, max_children_total=10_000)
+    forest = Forest(database, kit)
+    made = await forest.grow(root.run_id, worker, parents=[-1] * 100 + [0] * 500)
+    fence = await forest.fence(str(made[0]), "run")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DRAINING, database_url, kit.tenant_id, str(fence.cancellation_id), stops,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        while await process.stdout.readline() != b"still\n":
+            assert not process.stdout.at_eof()
+        done(await kit.spawn(root, "meanwhile"))
+        reconciler = DrainCancellations(database)
+        async with asyncio.timeout(20):
+            while (await state_of(database, kit, fence.cancellation_id)).state == "draining":
+                await reconciler.run_once()
+    finally:
+        # It goes on, and finds its connection gone.
+        process.send_signal(signal.SIGCONT)
+        await process.wait()
+    assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 501
     assert await lineage_findings(database, kit) == []
 
 
