@@ -79,7 +79,10 @@ async def read_events(
     last_event_id_in_query: Annotated[
         str | None, Query(alias="last_event_id", description="For clients that cannot set a header.")
     ] = None,
-    after: Annotated[str | None, Query(description="Answers a page of what comes after this event, or after all that have this number.")] = None,
+    after: Annotated[
+        str | None,
+        Query(description="Answers a page of what comes after this event, or after all that have this number."),
+    ] = None,
     limit: Annotated[int | None, Query(ge=1, le=1000, description="Events in a page.")] = None,
 ) -> Response:
     """The events of a run and all below it, in the order of their tree.
