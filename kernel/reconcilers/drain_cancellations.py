@@ -93,8 +93,10 @@ class DrainCancellations:
                 if not running:
                     return DrainCounts(fences, runs)
                 done, running = await asyncio.wait(running, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                # Each is asked: of several that fail together, those that nobody asked would be reported as lost.
+                failures = [error for task in done if (error := task.exception()) is not None]
+                if failures:
+                    raise failures[0]
                 for cancellation_id, work in [item for item in works.items() if item[1].done]:
                     del works[cancellation_id]
                     fences += work.progress.drained

@@ -1,6 +1,7 @@
 """Cancelling while others spawn, claim, complete, cancel and die: nothing escapes, and every count comes out right."""
 
 import asyncio
+import gc
 import random
 import signal
 import sys
@@ -15,6 +16,7 @@ import pytest
 from kernel import metrics
 from kernel.commands.cancel_subtree import CancelSubtree, CancelSubtreeCommand
 from kernel.commands.draining import Drain
+from kernel.domain.errors import DatabaseUnavailableError
 from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import drains
@@ -390,6 +392,37 @@ async def test_a_fence_that_cannot_be_drained_is_set_aside_and_holds_up_no_other
     await DrainCancellations(database).run_once()
     assert (await state_of(database, kit, poisoned.cancellation_id)).state == "drained"
     assert await lineage_findings(database, kit) == []
+
+
+async def test_drains_that_lose_the_database_together_are_told_once_and_taken_up_again(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    made = await forest.grow(root.run_id, worker, parents=[-1] * 3)
+    fences = [await forest.fence(str(run_id), "run") for run_id in made]
+    lost: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    together = asyncio.Barrier(len(fences))
+
+    async def gone(*_args: object, **_more: object) -> None:
+        await together.wait()
+        raise DatabaseUnavailableError("the database does not answer")
+
+    reconciler = DrainCancellations(database)
+    loop.set_exception_handler(lambda _loop, context: lost.append(context))
+    try:
+        with monkeypatch.context() as outage:
+            outage.setattr(Drain, "execute", gone)
+            with pytest.raises(DatabaseUnavailableError):
+                await reconciler.run_once()
+        gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert lost == []
+    await reconciler.run_once()
+    for fence in fences:
+        assert (await state_of(database, kit, fence.cancellation_id)).state == "drained"
 
 
 async def test_whoever_waited_for_a_drain_is_told_that_it_is_done(kit: Kit, database: Database) -> None:
