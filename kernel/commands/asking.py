@@ -171,7 +171,7 @@ async def ask(database: Database, engine: PolicyEngine, asked: DecisionInput) ->
 
 
 async def answer(database: Database, engine: PolicyEngine, asked: DecisionInput) -> Evaluated:
-    """As `ask`, for a question that is put again because its ground has shifted: its call is counted already."""
+    """As `ask`, for a call that uses no surface, or whose question is put again: then it is counted already."""
     started = perf_counter()
     try:
         return await engine.decide(asked)
@@ -209,9 +209,12 @@ async def check_may_read(
     engine: PolicyEngine,
     principal: Principal,
     run_id: UUID,
-    surface: Surface = Surface.RUNTIME_PRIMITIVES,
+    surface: Surface | None = None,
 ) -> Standing:
     """Check that a run and what is below it may be read; the decision is on record either way.
+
+    Args:
+        surface: the one that the call came through; None for a look at a run, which uses neither.
 
     Raises:
         NotFoundError: when the tenant has no such run.
@@ -220,8 +223,8 @@ async def check_may_read(
     """
     async with database.read() as session:
         standing = await subject_facts(session, principal, run_id)
-    asked = question(standing, principal, Action.QUERY_TREE, surface)
-    evaluated = await ask(database, engine, asked)
+    asked = question(standing, principal, Action.QUERY_TREE, surface or Surface.RUNTIME_PRIMITIVES)
+    evaluated = await (answer if surface is None else ask)(database, engine, asked)
     if not evaluated.decision.allow:
         raise await refuse(database, asked, evaluated, tell=False)
     record = records.record(asked, evaluated)

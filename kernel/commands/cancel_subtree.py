@@ -336,7 +336,8 @@ class ReadCancellation:
             cancellation = await drains.read(session, principal.tenant, cancellation_id)
             if cancellation is None:
                 raise NotFoundError(f"cancellation_id: there is no cancellation {cancellation_id}")
-        await asking.check_may_read(self._database, self._engine, principal, cancellation.run_id)
+        surface = Surface.RUNTIME_PRIMITIVES
+        await asking.check_may_read(self._database, self._engine, principal, cancellation.run_id, surface)
         return cancellation
 
 
@@ -401,7 +402,7 @@ def _told_at_once(request: CancelSubtree, fenced: _Fenced, drained: Drained | No
 
 def _count_fence(allowed: _Allowed, seconds: float) -> None:
     reason = allowed.call.request.reason
-    metrics.CANCEL_FENCE_SECONDS.observe(seconds)
+    metrics.CANCEL_FENCE_SECONDS.observe(seconds, metrics.exemplar())
     label = reason if reason == DEFAULT_REASON else OTHER_REASONS
     metrics.CANCELLATIONS.labels(metrics.tenant_label(allowed.slug), label).inc()
 

@@ -105,14 +105,17 @@ class ReadTree:
         self._database = database
         self._engine = engine
 
-    async def execute(self, principal: Principal, run_id: UUID) -> Tree:
+    async def execute(self, principal: Principal, run_id: UUID, surface: Surface | None = None) -> Tree:
         """The tree of a run's root; with a run's token, the part of it at and below that run.
+
+        Args:
+            surface: the one that the call came through, if any.
 
         Raises:
             NotFoundError: when the tenant has no such run.
             ForbiddenError: when it is outside the reach of the token.
         """
-        standing = await asking.check_may_read(self._database, self._engine, principal, run_id)
+        standing = await asking.check_may_read(self._database, self._engine, principal, run_id, surface)
         async with self._database.read() as session:
             return await read_tree(session, principal, standing)
 

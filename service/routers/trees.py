@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 
 from kernel.commands.query_tree import QueryTree, QueryTreeCommand, ReadTree
 from kernel.commands.read_run import ReadRun, RunView
+from kernel.domain.events import Surface
 from kernel.domain.run import RunStatus
 from service.dependencies import ExecuteDep, ReadDep, ServicesDep
 from service.nested_tree import flat_node, tree_answer
@@ -178,7 +179,8 @@ async def read_tree(run_id: UUID, principal: ReadDep, services: ServicesDep) -> 
 @router.get("/internal/orchestration/runs/{run_id}/tree", response_model=TreeAnswer, tags=["primitives"])
 async def read_tree_as_primitive(run_id: UUID, principal: ExecuteDep, services: ServicesDep) -> Json:
     """The tree of a run's root, for runtimes."""
-    return Json(tree_answer(await ReadTree(services.database, services.engine).execute(principal, run_id)))
+    tree = await ReadTree(services.database, services.engine).execute(principal, run_id, Surface.RUNTIME_PRIMITIVES)
+    return Json(tree_answer(tree))
 
 
 @router.post("/internal/orchestration/query-tree", response_model=TreePageAnswer, tags=["primitives"])

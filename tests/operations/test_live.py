@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kernel.metrics import MAX_TENANT_LABELS, OTHER_TENANTS
 from tests.conftest import Servers
-from tests.kit import Kit
+from tests.kit import Kit, done
 from tests.operations.conftest import POLL_S, ROOT, START_S, Service, free_port, running, scraping
 from tests.operations.expressions import of_dashboards
 from tests.operations.traffic import Traffic
@@ -146,12 +146,19 @@ async def test_a_call_counts_once_by_its_surface_and_flag(service: Service) -> N
     flags = {"option_a_graphspec_v2": True, "option_b_runtime_primitives": False}
     await kit.admin.put(f"/tenants/{kit.tenant_id}/flags", flags)
     await kit.spawn(root, "c")
+    # A look at a run is no use of a surface.
+    for path in ("", "/tree"):
+        done(await kit.api.get(f"/agents/runs/{root.run_id}{path}"))
     samples = await _samples(service)
     on = _labels(tenant=kit.slug, surface="option_b_runtime_primitives", enabled="true")
     off = _labels(tenant=kit.slug, surface="option_b_runtime_primitives", enabled="false")
     # The start of the root run, and two spawns.
     assert samples["remit_surface_requests_total", on] == 3
     assert samples["remit_surface_requests_total", off] == 1
+    # What has not happened yet is there at 0: a series that began with its first event would hide it from rates.
+    decided = {"tenant": kit.slug, "action": "start_run", "surface": "option_b_runtime_primitives"}
+    for outcome, count in (("allow", 1), ("deny", 0), ("error", 0)):
+        assert samples["remit_decisions_total", _labels(**decided, outcome=outcome)] == count
     assert samples["remit_run_transitions_total", _labels(tenant=kit.slug, status="running")] == 1
     assert samples["remit_run_transitions_total", _labels(tenant=kit.slug, status="queued")] == 2
 

@@ -11,6 +11,7 @@ from kernel.policy.records import DecisionRecord
 
 # How often the catalog may change under a call before it is told so.
 MAX_ATTEMPTS = 3
+OUTCOMES = ("allow", "deny", "error")
 
 
 def facts_changed() -> FactsChangedError:
@@ -50,7 +51,9 @@ def count_decisions(decided: Sequence[DecisionRecord]) -> None:
     """Count decisions that are on record."""
     for record in decided:
         label = metrics.tenant_label(record.tenant_slug)
-        metrics.DECISIONS.labels(label, record.action, record.surface, record.outcome).inc()
+        for outcome in OUTCOMES:
+            # The others at 0: a series that begins with its first event hides that event from every rate.
+            metrics.DECISIONS.labels(label, record.action, record.surface, outcome).inc(outcome == record.outcome)
         if record.outcome != "allow":
             for reason in record.reasons:
                 metrics.DENIALS.labels(label, record.action, record.surface, str(reason["code"])).inc()
@@ -66,7 +69,9 @@ def count_refusal(error: RemitError, tenant_slug: str, action: str) -> None:
 
 def count_surface(question: DecisionInput) -> None:
     """Count a request by its surface, and by whether the tenant has it on; once, however often policy is asked."""
-    enabled = getattr(question.tenant.flags, question.surface.value)
-    metrics.SURFACE_REQUESTS.labels(
-        metrics.tenant_label(question.tenant.slug), question.surface.value, str(enabled).lower()
-    ).inc()
+    label = metrics.tenant_label(question.tenant.slug)
+    for enabled in (True, False):
+        # The other one at 0, as with decisions.
+        metrics.SURFACE_REQUESTS.labels(label, question.surface.value, str(enabled).lower()).inc(
+            enabled == getattr(question.tenant.flags, question.surface.value)
+        )
