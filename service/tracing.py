@@ -215,7 +215,7 @@ class TracedPass:
         """Do what there is to do now, and return."""
         # Ended by hand: what is not ended is not sent, and a look that finds nothing is no news.
         span = _tracer.start_span(f"loop {self.name}")
-        with trace.use_span(span, end_on_exit=False, **_QUIETLY):
+        with trace.use_span(span, end_on_exit=False, **_QUIETLY), _example_of(span):
             try:
                 counts = await self.body.run_once()
             except Exception as error:

@@ -211,7 +211,7 @@ async def _cancel_part(
 
 def _tell(part: _Part, wakeups: Wakeups | None) -> None:
     if part.seconds is not None:
-        metrics.CANCEL_DRAIN_SECONDS.observe(part.seconds)
+        metrics.CANCEL_DRAIN_SECONDS.observe(part.seconds, metrics.exemplar())
     part.aftermath.tell(wakeups)
 
 

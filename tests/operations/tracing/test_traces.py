@@ -182,6 +182,10 @@ async def test_a_pass_that_drains_is_a_trace_and_one_that_finds_nothing_is_none(
     assert drain[0].attributes["remit.settled"] == 152, "the runs and their fence"
     assert parent_of(drain[0]) is None
     assert "transaction" in {span.name for span in of_trace(spans, trace_of(drain[0]))}
+    accept = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    measured = (await traced.api.call("GET", "/metrics", headers={"Accept": accept})).text
+    examples = [line for line in measured.splitlines() if line.startswith("remit_cancel_drain_seconds_bucket")]
+    assert any(f'# {{trace_id="{trace_of(drain[0])}"}}' in line for line in examples)
     assert not [span for span in spans.get_finished_spans() if span.name.startswith("loop time_out")]
 
 
@@ -237,12 +241,20 @@ async def test_openmetrics_has_the_trace_as_an_example_and_the_text_format_is_as
 ) -> None:
     root, _ = await traced.team()
     trace_id = (await traced.spawn(root, "measured")).headers["X-Trace-ID"]
+    fenced = await traced.api.acting_with(root.token).post(
+        "/internal/orchestration/cancel-subtree", {"caller_run_id": root.run_id, "run_id": root.run_id}
+    )
     accept = "application/openmetrics-text; version=1.0.0; charset=utf-8"
     answer = await traced.api.call("GET", "/metrics", headers={"Accept": accept})
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    for metric in ("remit_http_request_seconds_bucket", "remit_decision_seconds_bucket"):
+    for metric, example in (
+        ("remit_http_request_seconds_bucket", trace_id),
+        ("remit_decision_seconds_bucket", trace_id),
+        ("remit_cancel_fence_seconds_bucket", fenced.headers["X-Trace-ID"]),
+        ("remit_cancel_drain_seconds_bucket", fenced.headers["X-Trace-ID"]),
+    ):
         lines = [line for line in answer.text.splitlines() if line.startswith(metric)]
-        assert any(f'# {{trace_id="{trace_id}"}}' in line for line in lines), metric
+        assert any(f'# {{trace_id="{example}"}}' in line for line in lines), metric
     assert answer.text.endswith("# EOF\n")
     plain = await traced.api.call("GET", "/metrics", headers={"Accept": "*/*"})
     assert plain.headers["content-type"].startswith("text/plain; version=")
