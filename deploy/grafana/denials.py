@@ -1,15 +1,17 @@
 # ruff: noqa: INP001
 """Denials: what policy refuses, to whom, and whether it was so before."""
 
-from panels import FULL, RANGE, RATE, STEP, Board, Panel, Query, Row, or_zero
+from panels import FULL, RANGE, RATE, STEP, Board, Panel, Query, Row, gained, or_zero
 
 SELECTED = 'tenant=~"$tenant", surface=~"$surface"'
 DENIED = f'{{{SELECTED}, outcome="deny"}}'
 ASKED = f"{{{SELECTED}}}"
 DECISIONS = "remit_decisions_total"
 
-REASONS = f"increase(remit_denials_total{ASKED}[{RANGE}])"
-GOING_ON = f"sum by (tenant, action, reason) (rate(remit_denials_total{ASKED}[{RATE}])) > 0"
+DENIALS = f"remit_denials_total{ASKED}"
+# Born with its first denials, a series has no rate yet.
+RATE_OR_BIRTH = f"({DENIALS} unless {DENIALS} offset {RATE}) or rate({DENIALS}[{RATE}])"
+GOING_ON = f"sum by (tenant, action, reason) ({RATE_OR_BIRTH}) > 0"
 
 
 def seen(aggregate: str) -> str:
@@ -41,7 +43,7 @@ BOARD = Board(
                     "Normal: the order of the tenants by size.",
                     "A small tenant on top: an agent of theirs retries what will never be permitted. Tell them the"
                     " reason code; denials are not to be retried.",
-                    [Query(f"topk(10, sum by (tenant) (increase({DECISIONS}{DENIED}[{RANGE}])))", "{{tenant}}")],
+                    [Query(f"topk(10, sum by (tenant) ({gained(DECISIONS + DENIED)}))", "{{tenant}}")],
                     unit="none",
                     kind="bars",
                 ),
@@ -67,7 +69,7 @@ BOARD = Board(
                     " decisions by tenant and reason (GET /policies/decisions): each has its input, its result and its"
                     " revision.",
                     [
-                        Query(f"sum by (tenant, action, reason) ({REASONS}) > 0", "denials"),
+                        Query(f"sum by (tenant, action, reason) ({gained(DENIALS)}) > 0", "denials"),
                         Query(seen("min"), "first", unit="dateTimeAsIso"),
                         Query(seen("max"), "last", unit="dateTimeAsIso"),
                     ],

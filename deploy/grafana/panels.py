@@ -69,6 +69,18 @@ def or_zero(numerator: str, whole: str) -> str:
     return f"({numerator}) or ({whole}) * 0"
 
 
+def gained(series: str) -> str:
+    """What counters have gained within the time range.
+
+    One that was born in it began with events of its own, which no increase shows: it counts whole, as long as its
+    process was scraped before or began since; else it may be the scrapes alone that are new.
+    """
+    born = f"{series} unless {series} offset {RANGE}"
+    younger = f"process_start_time_seconds > on () group_left () min_over_time(vector(time())[{RANGE}:{STEP}])"
+    known = f"(up offset {RANGE} == 1) or ({younger})"
+    return f"(({born}) and on (job, instance) ({known})) or increase({series}[{RANGE}])"
+
+
 def quantile(share: float, metric: str, by: str = "", selector: str = "") -> str:
     """A quantile of a histogram."""
     labels = f"le, {by}" if by else "le"
@@ -169,7 +181,8 @@ def _panel(panel: Panel, number: int) -> Builder:
 
 
 def _over_time(query: prometheus.Dataquery) -> prometheus.Dataquery:
-    return query.range()
+    # Histograms carry traces as their examples, where traces are made.
+    return query.range().exemplar(True) if "histogram_quantile" in query.build().expr else query.range()
 
 
 def _now(query: prometheus.Dataquery) -> prometheus.Dataquery:

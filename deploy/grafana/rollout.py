@@ -1,17 +1,20 @@
 # ruff: noqa: INP001
 """Rollout: which tenants use which surface, and whom a flag keeps out."""
 
-from panels import FULL, RANGE, RATE, Board, Panel, Query, Row, or_zero
+from panels import FULL, RATE, Board, Panel, Query, Row, gained, or_zero
 
 SELECTED = 'tenant=~"$tenant", surface=~"$surface"'
 ON = f'{{{SELECTED}, enabled="true"}}'
 OFF = f'{{{SELECTED}, enabled="false"}}'
 REQUESTS = "remit_surface_requests_total"
 
+# What only ends or reads something is permitted whatever the flag.
+REFUSED = f'remit_denials_total{{{SELECTED}, reason="surface_disabled"}}'
+
 ALL_RATE = f"sum by (tenant, surface) (rate({REQUESTS}{{{SELECTED}}}[{RATE}]))"
-OFF_RATE = f"sum by (tenant, surface) (rate({REQUESTS}{OFF}[{RATE}]))"
-OFF_IN_RANGE = f"sum by (tenant, surface) (increase({REQUESTS}{OFF}[{RANGE}]))"
-ALL_IN_RANGE = f"sum by (tenant, surface) (increase({REQUESTS}{{{SELECTED}}}[{RANGE}]))"
+REFUSED_RATE = f"sum by (tenant, surface) (rate({REFUSED}[{RATE}]))"
+REFUSED_IN_RANGE = f"sum by (tenant, surface) ({gained(REFUSED)})"
+ALL_IN_RANGE = f"sum by (tenant, surface) ({gained(f'{REQUESTS}{{{SELECTED}}}')})"
 # Every process shows the totals of all tenants.
 ACTIVE = 'remit_runs_active{tenant=~"$tenant"}'
 
@@ -42,9 +45,10 @@ BOARD = Board(
                     unit="reqps",
                 ),
                 Panel(
-                    "Requests with the flag on and off",
-                    "Normal: `off` is zero, or small before a tenant's rollout.",
-                    "`off` above zero: runtimes call a surface that their tenant does not have. See the tables below"
+                    "Requests with the flag on and off, and refused",
+                    "Normal: `off` is zero, or small before a tenant's rollout; what ends or reads something is"
+                    " permitted then, too.",
+                    "`refused` above zero: runtimes call a surface that their tenant does not have. See the table below"
                     " for whom, and turn the flag on or the caller off.",
                     [
                         Query(f"sum by (surface) (rate({REQUESTS}{ON}[{RATE}]))", "{{surface}} on"),
@@ -55,15 +59,22 @@ BOARD = Board(
                             ),
                             "{{surface}} off",
                         ),
+                        Query(
+                            or_zero(
+                                f"sum by (surface) (rate({REFUSED}[{RATE}]))",
+                                f"sum by (surface) (rate({REQUESTS}{{{SELECTED}}}[{RATE}]))",
+                            ),
+                            "{{surface}} refused",
+                        ),
                     ],
                     unit="reqps",
                 ),
                 Panel(
                     "Share of a tenant's requests that its flag refuses",
-                    "Normal: 0 for tenants that are rolled out, 1 for those that are not and try.",
-                    "A tenant that steps from 0 to 1: its flag was turned off with traffic on it. The runbook has the"
+                    "Normal: 0 for tenants that are rolled out, near 1 for those that are not and try.",
+                    "A tenant that steps up from 0: its flag was turned off with traffic on it. The runbook has the"
                     " section `RemitFlagOffWithTraffic`.",
-                    [Query(f"({or_zero(OFF_RATE, ALL_RATE)}) / ({ALL_RATE} > 0)", "{{tenant}} {{surface}}")],
+                    [Query(f"({or_zero(REFUSED_RATE, ALL_RATE)}) / ({ALL_RATE} > 0)", "{{tenant}} {{surface}}")],
                     unit="percentunit",
                 ),
             ],
@@ -117,7 +128,7 @@ BOARD = Board(
                     "Anything else names the tenants to talk to before their flag is turned on, or who lost it.",
                     [
                         Query(ALL_IN_RANGE, "requests"),
-                        Query(or_zero(OFF_IN_RANGE, ALL_IN_RANGE), "refused by the flag"),
+                        Query(or_zero(REFUSED_IN_RANGE, ALL_IN_RANGE), "refused by the flag"),
                     ],
                     kind="table",
                 ),

@@ -93,3 +93,16 @@ def test_every_metric_is_shown_on_some_dashboard() -> None:
     names = [metric._name for metric in vars(metrics).values() if hasattr(metric, "_name")]
     assert len(names) > 20
     assert [name for name in names if name not in shown] == []
+
+
+def test_quantiles_over_time_ask_for_the_traces_that_are_their_examples() -> None:
+    targets = [
+        target
+        for path in DASHBOARDS
+        for panel in panels_of(load(path))
+        for target in panel["targets"]
+        if panel["type"] == "timeseries"
+    ]
+    quantiles = [target for target in targets if "histogram_quantile" in target["expr"]]
+    assert len(quantiles) >= 8
+    assert all(target.get("exemplar") is True for target in quantiles)
