@@ -6,6 +6,7 @@ import yaml
 
 from service.dependencies import Services
 from tests.kit import Api, Kit, done
+from tests.orchestration_parity.counting import miscounted
 from tests.orchestration_parity.drawing import spawn_config
 from tests.orchestration_parity.playing import through_a_graph, through_primitives
 from tests.orchestration_parity.record import record
@@ -35,6 +36,8 @@ async def play_both(api: Api, services: Services, scenario: Scenario) -> tuple[s
     graph = await Stage.set(await Kit.make(api), services.database, scenario, "graph")
     by_graph = await record(graph, *await through_a_graph(graph, cues))
     by_graph["repeats"] = await repeats(graph)
+    for stage in (calls, graph):
+        assert await miscounted(stage) == {}, stage.surface
     scenario.improvised = False
     return yaml.safe_dump(by_calls, sort_keys=True), yaml.safe_dump(by_graph, sort_keys=True)
 
