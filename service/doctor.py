@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 
 import httpx2
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from kernel.domain.errors import DatabaseUnavailableError
@@ -21,8 +22,25 @@ from service.settings import Settings
 # Tokens are good for their seconds on every machine only while the clocks agree.
 MAX_CLOCK_DIFFERENCE_S = 2.0
 TIMEOUT_S = 5.0
+# Its name in the configuration of every OPA that we set up.
+BUNDLE = "orchestration"
 
 Finding = tuple[bool, str, str]
+
+
+class _Labels(BaseModel):
+    version: str = ""
+
+
+class _ActiveBundle(BaseModel):
+    active_revision: str = ""
+
+
+class _OpaStatus(BaseModel):
+    """Of what OPA says about itself, what is looked at here."""
+
+    labels: _Labels = _Labels()
+    bundles: dict[str, _ActiveBundle] = {}
 
 
 async def examine(settings: Settings, console: Console) -> None:
@@ -37,8 +55,12 @@ async def examine(settings: Settings, console: Console) -> None:
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield True, "data", f"{settings.data_dir.absolute()} can be written"
-    yield await _bundle(settings)
-    yield await _opa(settings)
+    revision, bundle = _bundle(settings)
+    yield bundle
+    if settings.opa_url is not None:
+        yield await _opa(settings, settings.opa_url, revision)
+    else:
+        yield await _embedded_opa(settings)
     if settings.database_url is not None:
         async for finding in _database(settings.database_url):
             yield finding
@@ -47,25 +69,47 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield await _service(settings)
 
 
-async def _bundle(settings: Settings) -> Finding:
+def _bundle(settings: Settings) -> tuple[str | None, Finding]:
+    """The revision that the sources make, if they do."""
     with as_file(files("policies")) as packaged:
         source = settings.policy_dir or packaged
         try:
-            return True, "bundle", f"{source}: revision {revision_of(source)}"
+            revision = revision_of(source)
         except BundleError as error:
-            return False, "bundle", str(error)
+            return None, (False, "bundle", str(error))
+    return revision, (True, "bundle", f"{source}: revision {revision}")
 
 
-async def _opa(settings: Settings) -> Finding:
-    if settings.opa_url is not None:
-        try:
-            async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client:
-                answer = await client.get(f"{settings.opa_url.rstrip('/')}/health", params={"bundles": "true"})
-        except httpx2.HTTPError as error:
-            return False, "opa", f"REMIT_OPA_URL {settings.opa_url} does not answer: {error}"
-        if answer.is_success:
-            return True, "opa", f"{settings.opa_url} answers and has its bundle"
-        return False, "opa", f"{settings.opa_url} answers {answer.status_code}: its bundle is not active"
+async def _opa(settings: Settings, url: str, revision: str | None) -> Finding:
+    headers = {"Authorization": f"Bearer {settings.opa_token.get_secret_value()}"} if settings.opa_token else {}
+    try:
+        async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
+            answer = await client.get("/v1/status")
+    except httpx2.HTTPError as error:
+        return False, "opa", f"REMIT_OPA_URL {url} does not answer: {error}"
+    if answer.status_code in {401, 403}:
+        token = "does not accept REMIT_OPA_TOKEN" if settings.opa_token else "wants a token: set REMIT_OPA_TOKEN"
+        return False, "opa", f"{url} {token}"
+    try:
+        status = _OpaStatus.model_validate(answer.json()["result"])
+    except (KeyError, TypeError, ValueError):
+        return False, "opa", f"{url} answers {answer.status_code} when asked for its status: is it an OPA?"
+    wrong = _wrong_with(status, revision)
+    return wrong is None, "opa", f"{url} {wrong or f'is OPA {OPA_VERSION} and has this revision active'}"
+
+
+def _wrong_with(status: _OpaStatus, revision: str | None) -> str | None:
+    active, version = status.bundles.get(BUNDLE, _ActiveBundle()).active_revision, status.labels.version
+    if not active:
+        return "has no bundle active; its log says why"
+    if revision is not None and active != revision:
+        return f"decides by revision {active}, which is not that of the sources here"
+    if version != OPA_VERSION:
+        return f"is OPA {version or 'of an unknown version'}; Remit is made for {OPA_VERSION}"
+    return None
+
+
+async def _embedded_opa(settings: Settings) -> Finding:
     try:
         binary = await find_or_build_opa(settings.opa_binary, progress=lambda _line: None)
     except EmbeddedError as error:
@@ -106,7 +150,7 @@ async def _service(settings: Settings) -> Finding:
         return True, "service", "not running from this data directory"
     url = json.loads(path.read_text(encoding="utf-8"))["url"]
     try:
-        async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client:
+        async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
             answer = (await client.get(f"{url}/readyz")).json()
     except (httpx2.HTTPError, ValueError) as error:
         return False, "service", f"{url} does not answer ({error}); if it was killed, start it again"
