@@ -4,6 +4,8 @@
 from panels import RATE, Board, Panel, Query, Row, or_zero, quantile
 
 TENANT = '{tenant=~"$tenant"}'
+# Of what is shown here only spawns are told by surface: a fence covers whatever is below it.
+SPAWNED = 'remit_spawned_runs_total{tenant=~"$tenant", surface=~"$surface"}'
 CLAIMS = f'sum by (tenant) (rate(remit_run_transitions_total{{tenant=~"$tenant", status="running"}}[{RATE}]))'
 EXPIRED = f"sum by (tenant) (rate(remit_leases_expired_total{TENANT}[{RATE}]))"
 
@@ -11,7 +13,7 @@ BOARD = Board(
     uid="remit-storms",
     title="Remit / Storms",
     description="Cancellations in number: how fast they take hold, and what they keep from escaping.",
-    variables=[("tenant", "remit_run_transitions_total")],
+    variables=[("tenant", "remit_run_transitions_total"), ("surface", "remit_spawned_runs_total")],
     rows=[
         Row(
             "Fences",
@@ -114,11 +116,12 @@ BOARD = Board(
             [
                 Panel(
                     "Runs spawned and cancelled per second",
-                    "Normal: far more spawned than cancelled, but for groups that take the first success.",
+                    "Normal: far more spawned than cancelled, but for groups that take the first success. The surface"
+                    " narrows the spawns only.",
                     "Cancelled above spawned for long: trees are torn down faster than they grow. Ask the tenant"
                     " before anything else.",
                     [
-                        Query(f"sum(rate(remit_spawned_runs_total{TENANT}[{RATE}]))", "spawned"),
+                        Query(f"sum(rate({SPAWNED}[{RATE}]))", "spawned"),
                         Query(f"sum(rate(remit_cancelled_runs_total{TENANT}[{RATE}]))", "cancelled"),
                     ],
                     unit="ops",

@@ -81,11 +81,13 @@ def test_a_panel_says_what_is_normal_and_what_to_do_otherwise(path: Path) -> Non
             assert target.get("instant") or target.get("range")
 
 
-def test_rollout_and_denials_are_narrowed_by_tenant_and_surface() -> None:
+def test_every_dashboard_is_narrowed_by_tenant_and_surface() -> None:
     for path in DASHBOARDS:
-        names = {variable["name"] for variable in load(path)["templating"]["list"]}
-        assert "tenant" in names
-        assert "surface" in names or path.stem == "storms"
+        board = load(path)
+        asked = " ".join(target["expr"] for panel in panels_of(board) for target in panel["targets"])
+        for name in ("tenant", "surface"):
+            assert name in {variable["name"] for variable in board["templating"]["list"]}, path.stem
+            assert f'{name}=~"${name}"' in asked, path.stem
 
 
 def test_every_metric_is_shown_on_some_dashboard() -> None:
