@@ -69,16 +69,16 @@ def or_zero(numerator: str, whole: str) -> str:
     return f"({numerator}) or ({whole}) * 0"
 
 
-def gained(series: str) -> str:
-    """What counters have gained within the time range.
+def gained(series: str, within: str = RANGE) -> str:
+    """What counters have gained within the time range, or within a time.
 
     One that was born in it began with events of its own, which no increase shows: it counts whole, as long as its
     process was scraped before or began since; else it may be the scrapes alone that are new.
     """
-    born = f"{series} unless {series} offset {RANGE}"
-    younger = f"process_start_time_seconds > on () group_left () min_over_time(vector(time())[{RANGE}:{STEP}])"
-    known = f"(up offset {RANGE} == 1) or ({younger})"
-    return f"(({born}) and on (job, instance) ({known})) or increase({series}[{RANGE}])"
+    born = f"{series} unless {series} offset {within}"
+    younger = f"process_start_time_seconds > on () group_left () min_over_time(vector(time())[{within}:{STEP}])"
+    known = f"(up offset {within} == 1) or ({younger})"
+    return f"(({born}) and on (job, instance) ({known})) or increase({series}[{within}])"
 
 
 def quantile(share: float, metric: str, by: str = "", selector: str = "") -> str:

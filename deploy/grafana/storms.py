@@ -1,13 +1,14 @@
 # ruff: noqa: INP001
 """Storms: cancellations in number, how fast they take hold, and what they keep from escaping."""
 
-from panels import RATE, Board, Panel, Query, Row, or_zero, quantile
+from panels import RATE, Board, Panel, Query, Row, gained, or_zero, quantile
 
 TENANT = '{tenant=~"$tenant"}'
 # Of what is shown here only spawns are told by surface: a fence covers whatever is below it.
 SPAWNED = 'remit_spawned_runs_total{tenant=~"$tenant", surface=~"$surface"}'
 CLAIMS = f'sum by (tenant) (rate(remit_run_transitions_total{{tenant=~"$tenant", status="running"}}[{RATE}]))'
-EXPIRED = f"sum by (tenant) (rate(remit_leases_expired_total{TENANT}[{RATE}]))"
+# A worker that dies loses all its leases at once.
+EXPIRED = f"sum by (tenant) ({gained('remit_leases_expired_total' + TENANT, '10m')})"
 
 BOARD = Board(
     uid="remit-storms",
@@ -94,12 +95,12 @@ BOARD = Board(
             "Leases",
             [
                 Panel(
-                    "Leases that ran out, by tenant",
+                    "Leases that ran out within ten minutes, by tenant",
                     "Normal: near 0; a worker that is deployed anew loses what it held.",
                     "More: workers die or stall, or their leases are shorter than their heartbeats. The runbook has the"
                     " section `RemitLeasesExpiring`.",
                     [Query(or_zero(EXPIRED, CLAIMS), "{{tenant}}")],
-                    unit="ops",
+                    unit="none",
                 ),
                 Panel(
                     "Calls by workers that hold the lease no more",

@@ -28,13 +28,15 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
     return {"series": f"{name}{{{told}}}", "values": values}
 
 
-def check(tmp_path: Path, given: list[dict[str, str]], expr: str, wanted: dict[str, float]) -> None:
-    """Hold an expression at `NOW_S` against its samples, each by its labels."""
+def check(
+    tmp_path: Path, given: list[dict[str, str]], expr: str, wanted: dict[str, float], *, now_s: int = NOW_S
+) -> None:
+    """Hold an expression at a time against its samples, each by its labels."""
     samples = [{"labels": labels, "value": value} for labels, value in wanted.items()]
     case: dict[str, Any] = {
         "interval": "1s",
         "input_series": given,
-        "promql_expr_test": [{"expr": expr, "eval_time": f"{NOW_S}s", "exp_samples": samples}],
+        "promql_expr_test": [{"expr": expr, "eval_time": f"{now_s}s", "exp_samples": samples}],
     }
     path = tmp_path / "bursts.yaml"
     path.write_text(yaml.safe_dump({"evaluation_interval": "1s", "tests": [case]}))
@@ -85,6 +87,16 @@ def test_who_was_denied_most(burst: list[dict[str, str]], tmp_path: Path) -> Non
 def test_what_a_flag_refused(burst: list[dict[str, str]], tmp_path: Path) -> None:
     wanted = panel("Requests in this time range, and those that a flag refused", "B")
     check(tmp_path, burst, wanted, {'{tenant="acme", surface="option_b_runtime_primitives"}': 40})
+
+
+def test_the_leases_of_a_worker_that_died(tmp_path: Path) -> None:
+    # As long ago as the panel looks back, its process was there and the series was not.
+    given = [
+        *(series(name, values.replace("120", "900"), instance="a") for name, values in OLD.items()),
+        series("remit_leases_expired_total", "_x700 50x200", instance="a", tenant="acme"),
+    ]
+    expr = panel("Leases that ran out within ten minutes, by tenant", "A")
+    check(tmp_path, given, expr, {'{tenant="acme"}': 50}, now_s=800)
 
 
 def test_a_process_that_has_just_begun_is_believed(tmp_path: Path) -> None:
