@@ -116,8 +116,18 @@ class Holding:
         return principal
 
 
+class HoldingForTenant(Holding):
+    """A dependency: the same, but no run. A run that holds a scope may hand it down, and not write its own remit."""
+
+    async def __call__(self, principal: CallerDep) -> Principal:
+        await super().__call__(principal)
+        principal.check_is_no_run()
+        return principal
+
+
 ExecuteDep = Annotated[Principal, Depends(Holding("agents.execute"))]
 ReadDep = Annotated[Principal, Depends(Holding("runs.read", "agents.execute"))]
-CatalogDep = Annotated[Principal, Depends(Holding("catalog.write"))]
+CatalogDep = Annotated[Principal, Depends(HoldingForTenant("catalog.write"))]
+DocumentsDep = Annotated[Principal, Depends(Holding("catalog.write"))]
 PolicyReadDep = Annotated[Principal, Depends(Holding("policy.read"))]
-PolicyWriteDep = Annotated[Principal, Depends(Holding("policy.write"))]
+PolicyWriteDep = Annotated[Principal, Depends(HoldingForTenant("policy.write"))]

@@ -32,6 +32,15 @@ class Principal:
         if not self.has_scope(*wanted):
             raise ForbiddenError(f"the token lacks the scope {' or '.join(wanted)}", required=list(wanted))
 
+    def check_is_no_run(self) -> None:
+        """Check that the token is a tenant's or the admin's: what a run holds is for acting as that run.
+
+        Raises:
+            ForbiddenError: for a run's token.
+        """
+        if self.kind == "run":
+            raise ForbiddenError("a run's token acts as its run; the tenant itself is changed with a tenant's token")
+
     def check_acts_as(self, run_id: UUID) -> None:
         """Check that the call may be made on behalf of a run: a run's token acts as that run only.
 

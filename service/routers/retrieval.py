@@ -9,7 +9,7 @@ from pydantic import Field, StrictBool, StringConstraints, model_validator
 from kernel.tools.chunking import DEFAULT_OVERLAP, DEFAULT_SIZE, MAX_SIZE, MIN_SIZE
 from kernel.tools.configs import MAX_DIMENSION
 from kernel.tools.pipelines import NewDocument, NewPipeline, Pipeline, Pipelines
-from service.dependencies import CatalogDep, ServicesDep
+from service.dependencies import CatalogDep, DocumentsDep, ServicesDep
 from service.wire import Answer, Body, Json, JsonObject, Name, Text, make_router
 
 router = make_router("retrieval")
@@ -182,7 +182,7 @@ async def change_pipeline(
 
 
 @router.put("/retrieval/pipelines/{pipeline_id}/documents", response_model=DocumentsAnswer)
-async def put_documents(pipeline_id: UUID, body: DocumentsBody, principal: CatalogDep, services: ServicesDep) -> Json:
+async def put_documents(pipeline_id: UUID, body: DocumentsBody, principal: DocumentsDep, services: ServicesDep) -> Json:
     """Write up to 1,000 documents, each in place of what it was, all of them or none."""
     documents = [item.document(item.document_id, f"documents[{n}].") for n, item in enumerate(body.documents)]
     written = await Pipelines(services.database).put(principal.tenant, pipeline_id, documents)
@@ -191,7 +191,7 @@ async def put_documents(pipeline_id: UUID, body: DocumentsBody, principal: Catal
 
 @router.put("/retrieval/pipelines/{pipeline_id}/documents/{document_id:path}", response_model=DocumentAnswer)
 async def put_document(
-    pipeline_id: UUID, document_id: DocumentPath, body: DocumentBody, principal: CatalogDep, services: ServicesDep
+    pipeline_id: UUID, document_id: DocumentPath, body: DocumentBody, principal: DocumentsDep, services: ServicesDep
 ) -> Json:
     """Write a document in place of what it was; every search sees either the one or the other."""
     document = body.document(document_id)
@@ -201,7 +201,7 @@ async def put_document(
 
 @router.get("/retrieval/pipelines/{pipeline_id}/documents/{document_id:path}", response_model=DocumentWithChunks)
 async def read_document(
-    pipeline_id: UUID, document_id: DocumentPath, principal: CatalogDep, services: ServicesDep
+    pipeline_id: UUID, document_id: DocumentPath, principal: DocumentsDep, services: ServicesDep
 ) -> Json:
     """A document with its chunks, as embeddings are made of them."""
     row = await Pipelines(services.database).get_document(principal.tenant, pipeline_id, document_id)
@@ -210,7 +210,7 @@ async def read_document(
 
 @router.delete("/retrieval/pipelines/{pipeline_id}/documents/{document_id:path}", response_model=DocumentAnswer)
 async def delete_document(
-    pipeline_id: UUID, document_id: DocumentPath, principal: CatalogDep, services: ServicesDep
+    pipeline_id: UUID, document_id: DocumentPath, principal: DocumentsDep, services: ServicesDep
 ) -> Json:
     """Take a document away. No search finds it from now on."""
     count = await Pipelines(services.database).delete(principal.tenant, pipeline_id, document_id)

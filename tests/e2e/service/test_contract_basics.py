@@ -216,6 +216,35 @@ async def test_a_runs_token_reaches_no_further_than_its_run(kit: Kit, database: 
     assert await rows_of(database, kit) == before
 
 
+async def test_a_run_that_holds_every_scope_does_not_write_its_own_remit(kit: Kit, database: Database) -> None:
+    scoped = done(await kit.admin.post(f"/tenants/{kit.tenant_id}/tokens", {"scopes": ["agents.execute"]}))["token"]
+    agent_id = await kit.orchestrator()
+    pipeline_id = done(await kit.api.post("/retrieval/pipelines", {"name": "kept"}))["pipeline_id"]
+    # What the token may not do itself, it may not have done by a run that it starts.
+    started = await kit.api.acting_with(scoped).post(f"/agents/{agent_id}/runs", {"requested_scopes": ALL_SCOPES})
+    own = kit.api.acting_with(done(started)["run_token"])
+    before = await rows_of(database, kit)
+    tool = {"slug": "t", "name": "t", "implementation_type": "rag_retrieval", "config": {"pipeline_id": pipeline_id}}
+    for method, path, body in (
+        ("GET", "/agents", None),
+        ("POST", "/agents", {"slug": "new", "name": "new", "kind": "external"}),
+        ("PATCH", f"/agents/{agent_id}", {"name": "other"}),
+        ("POST", f"/agents/{agent_id}/unpublish", None),
+        ("PUT", f"/agents/{agent_id}/orchestrator-policy", {"max_fanout": 1000}),
+        ("PUT", f"/agents/{agent_id}/allowlist", {"entries": [{"target_agent_slug": "orchestrator"}]}),
+        ("PUT", f"/tenants/{kit.tenant_id}/flags", {"option_b_runtime_primitives": False}),
+        ("GET", "/tools", None),
+        ("POST", "/tools", tool),
+        ("POST", "/retrieval/pipelines", {"name": "new"}),
+        ("PATCH", f"/retrieval/pipelines/{pipeline_id}", {"is_active": False}),
+        ("GET", "/policies/decisions", None),
+    ):
+        refused(await own.call(method, path, body), 403, "forbidden")
+    assert await rows_of(database, kit) == before
+    # Documents are what runs are there for, if they hold the scope.
+    done(await own.put(f"/retrieval/pipelines/{pipeline_id}/documents/d", {"text": "kept by a run"}))
+
+
 async def test_a_run_without_the_scope_to_act_does_not_act(kit: Kit, database: Database) -> None:
     root, _ = await kit.team()
     child = done(await kit.spawn(root, "child", start_background=False, scope_subset=["read"]))
