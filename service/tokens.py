@@ -4,6 +4,7 @@ A token says who asks; what a run may do is read from the database at each call,
 """
 
 import hmac
+import math
 import os
 import secrets
 import stat
@@ -149,7 +150,8 @@ class Tokens:
 
     def _sign(self, claims: dict[str, object], lifetime: timedelta) -> Issued:
         now = datetime.now(UTC)
-        expires_at = (now + lifetime).replace(microsecond=0)
+        # In whole seconds, and no shorter than was asked for.
+        expires_at = datetime.fromtimestamp(math.ceil((now + lifetime).timestamp()), UTC)
         token = jwt.encode(
             {"iss": ISSUER, "iat": int(now.timestamp()), "exp": int(expires_at.timestamp()), **claims},
             self._keys.signing_key,

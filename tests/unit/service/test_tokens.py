@@ -49,6 +49,25 @@ def test_a_token_is_good_until_the_second_that_it_was_given_out_for(
     assert tokens.verify(issued.token).kind == "tenant"
 
 
+def test_a_token_ends_when_it_says_and_may_come_from_a_clock_that_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = make(tmp_path)
+    issued = tokens.issue_tenant(uuid4(), ["runs.read"], [], 60)
+    claims = jwt.decode(issued.token, options={"verify_signature": False})
+    ahead = {**claims, "iat": int(time.time()) + 3}
+    kid = jwt.get_unverified_header(issued.token)["kid"]
+    tokens.verify(jwt.encode(ahead, KeyRing(tmp_path).signing_key, algorithm="EdDSA", headers={"kid": kid}))
+    tokens.verify(issued.token)
+    monkeypatch.setattr(time, "time", lambda: claims["exp"] - 0.001)
+    tokens.verify(issued.token)
+    # What was verified before, and what was not.
+    monkeypatch.setattr(time, "time", issued.expires_at.timestamp)
+    for verifying in (tokens, make(tmp_path)):
+        with pytest.raises(UnauthenticatedError, match="expired"):
+            verifying.verify(issued.token)
+
+
 def test_another_services_token_is_refused(tmp_path: Path) -> None:
     ours, theirs = make(tmp_path / "ours"), make(tmp_path / "theirs")
     with pytest.raises(UnauthenticatedError):
