@@ -18,13 +18,22 @@ MAX_DIMENSION = 4_096
 ImplementationType = Literal["agent_call", "rag_retrieval"]
 Scope = Annotated[str, StringConstraints(pattern=SCOPE_PATTERN)]
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K)]
+# Strict, since "NaN" would pass for a number otherwise.
+Embedding = Annotated[
+    tuple[Annotated[float, Field(strict=True, allow_inf_nan=False)], ...], Field(min_length=1, max_length=MAX_DIMENSION)
+]
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Config(BaseModel):
-    """The base of configurations: an unknown field is a mistake, and is told."""
+    """The base of configurations: an unknown field is a mistake, and is told; null is as good as no field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 class Execution(Config):
@@ -62,7 +71,7 @@ class RetrievalInput(Config):
     """
 
     query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)] | None = None
-    embedding: Annotated[tuple[float, ...], Field(min_length=1, max_length=MAX_DIMENSION)] | None = None
+    embedding: Embedding | None = None
     mode: Literal["text", "vector", "hybrid"] | None = None
     top_k: TopK | None = None
     filter: dict[str, object] | None = None

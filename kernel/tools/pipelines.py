@@ -21,6 +21,8 @@ Row = Mapping[str, Any]
 
 MAX_CHUNKS = 2_000
 MAX_CHUNKS_AT_ONCE = 20_000
+# Each passage of an answer has its document's metadata with it.
+MAX_METADATA_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,18 @@ class NewPipeline:
 
 @dataclass(frozen=True, slots=True)
 class NewDocument:
-    """A document, with no embeddings or one for each of its chunks. `place` is where it stands in the request."""
+    """A document, with no embeddings or one for each of its chunks.
+
+    Args:
+        alone: whether the embedding was given as the only one there can be.
+        place: where the document stands in the request.
+    """
 
     document_id: str
     text: str
     metadata: Mapping[str, object] = field(default_factory=dict)
     embeddings: Sequence[Sequence[float]] | None = None
+    alone: bool = False
     place: str = ""
 
 
@@ -122,7 +130,8 @@ class Pipelines:
 
         Raises:
             NotFoundError: when the tenant has no such pipeline.
-            InvalidRequestError: for a text without content or of too many chunks, or embeddings that do not fit.
+            InvalidRequestError: for a text without content or of too many chunks, metadata that are too large, or
+                embeddings that do not fit.
         """
         async with self._database.read() as session:
             pipeline = _found(await retrieval.find_pipeline(session, tenant_id, pipeline_id), pipeline_id)
@@ -135,7 +144,7 @@ class Pipelines:
                     field=f"{document.place}document_id",
                 )
             made = _chunks(document, pipeline)
-            written[document.document_id] = (orjson.dumps(document.metadata).decode(), len(made))
+            written[document.document_id] = (_metadata(document), len(made))
             chunks.extend(made)
         if len(chunks) > MAX_CHUNKS_AT_ONCE:
             raise InvalidRequestError(
@@ -199,20 +208,30 @@ def _chunks(document: NewDocument, pipeline: Row) -> list[Chunk]:
             f"{at}text: at most {MAX_CHUNKS} chunks a document; observed {len(bodies)}", field=f"{at}text"
         )
     given = document.embeddings
+    field = f"{at}embedding" if document.alone else f"{at}embeddings"
     if given is not None and len(given) != len(bodies):
         raise InvalidRequestError(
-            f"{at}embeddings: one for each chunk; the text makes {len(bodies)}, observed {len(given)}",
-            field=f"{at}embeddings",
+            f"{field}: one for each chunk; the text makes {len(bodies)}, observed {len(given)}", field=field
         )
     return [
         Chunk(
             document.document_id,
             ordinal,
             body,
-            unit(given[ordinal], pipeline["embedding_dim"], where=f"{at}embeddings[{ordinal}]") if given else None,
+            unit(given[ordinal], pipeline["embedding_dim"], where=field if document.alone else f"{field}[{ordinal}]")
+            if given
+            else None,
         )
         for ordinal, body in enumerate(bodies)
     ]
+
+
+def _metadata(document: NewDocument) -> str:
+    written = orjson.dumps(document.metadata)
+    if len(written) > MAX_METADATA_BYTES:
+        field = f"{document.place}metadata"
+        raise InvalidRequestError(f"{field}: at most {MAX_METADATA_BYTES} bytes; observed {len(written)}", field=field)
+    return written.decode()
 
 
 def _modes(row: Row, *, vectors: bool) -> Sequence[str]:

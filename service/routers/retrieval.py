@@ -7,7 +7,7 @@ from fastapi import Path, Query
 from pydantic import Field, StrictBool, StringConstraints, model_validator
 
 from kernel.tools.chunking import DEFAULT_OVERLAP, DEFAULT_SIZE, MAX_SIZE, MIN_SIZE
-from kernel.tools.configs import MAX_DIMENSION
+from kernel.tools.configs import MAX_DIMENSION, Embedding
 from kernel.tools.pipelines import NewDocument, NewPipeline, Pipeline, Pipelines
 from service.dependencies import CatalogDep, DocumentsDep, ServicesDep
 from service.wire import Answer, Body, Json, JsonObject, Name, Text, make_router
@@ -18,7 +18,6 @@ MAX_DOCUMENTS = 1_000
 
 DocumentId = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
 DocumentPath = Annotated[DocumentId, Path(description="The caller's own id; it may have slashes.")]
-Embedding = Annotated[tuple[float, ...], Field(min_length=1, max_length=MAX_DIMENSION)]
 Dimension = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
 
 
@@ -91,7 +90,8 @@ class DocumentBody(Body):
     def document(self, document_id: str, place: str = "") -> NewDocument:
         """The document as the kernel knows it."""
         embeddings = self.embeddings if self.embedding is None else (self.embedding,)
-        return NewDocument(document_id, self.text, self.metadata, embeddings, place)
+        alone = self.embedding is not None
+        return NewDocument(document_id, self.text, self.metadata, embeddings, alone=alone, place=place)
 
 
 class NamedDocumentBody(DocumentBody):

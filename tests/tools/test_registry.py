@@ -67,6 +67,16 @@ async def test_the_same_slug_makes_the_next_version_and_leaves_the_others_alone(
     assert tool["versions"][1]["config"] == first["config"]
 
 
+async def test_what_is_null_is_not_there(kit: Kit, worker: str) -> None:
+    config = {"target_agent_id": None, "target_agent_slug": "worker", "scope_subset": None}
+    for execution in ({}, {"timeout_s": None}, None):
+        tool = done(await make_tool(kit, config={**config, "execution": execution}, input_schema=None))
+        assert tool["config"] == {"target_agent_slug": "worker", "execution": {"timeout_s": 60}}
+    pipeline_id = await make_pipeline(kit)
+    tool = done(await make_tool(kit, kind="rag_retrieval", config={"pipeline_id": pipeline_id, "top_k": None}))
+    assert tool["config"] == {"pipeline_id": pipeline_id, "top_k": 5}
+
+
 async def test_versions_made_at_once_are_consecutive(kit: Kit, worker: str) -> None:
     made = [done(response) for response in await asyncio.gather(*(make_tool(kit) for _ in range(12)))]
     assert sorted(tool["version"] for tool in made) == list(range(1, 13))

@@ -186,7 +186,7 @@ async def test_documents_are_written_together_or_not_at_all(kit: Kit) -> None:
     for bad, field in (
         ({"document_id": "new", "text": "twice"}, "documents[1].document_id"),
         ({"document_id": "b", "text": " \n "}, "documents[1].text"),
-        ({"document_id": "b", "text": "b", "embedding": [1.0]}, "documents[1].embeddings[0]"),
+        ({"document_id": "b", "text": "b", "embedding": [1.0]}, "documents[1].embedding"),
         ({"document_id": "b"}, "documents[1].text"),
         ({"document_id": "", "text": "b"}, "documents[1].document_id"),
         ({"document_id": "b", "text": "a\x00b"}, "documents[1].text"),
@@ -210,6 +210,10 @@ async def test_what_is_too_much_is_told_with_its_limit(kit: Kit) -> None:
     assert "at most 2000 chunks a document; observed 2001" in problem["detail"]
     assert done(await put(kit, pipeline_id, "long", "x" * 200_000))["chunks"] == 2000
     refused(await put(kit, pipeline_id, "x" * 501, "a"), 400, "invalid_request")
+    # Each passage brings them along.
+    problem = refused(await put(kit, pipeline_id, "m", "a", metadata={"m": "x" * 16_377}), 400, "invalid_request")
+    assert problem["detail"] == "metadata: at most 16384 bytes; observed 16385"
+    done(await put(kit, pipeline_id, "m", "a", metadata={"m": "x" * 16_376}))
     assert len(done(await kit.api.put(path, {"documents": many[:1000]}))["documents"]) == 1000
 
 
@@ -300,6 +304,8 @@ async def test_a_run_that_has_ended_does_not_search(kit: Kit, database: Database
         ({"embedding": []}, "input.embedding"),
         ({"embedding": [1, 0]}, "input.embedding"),
         ({"embedding": [0, 0, 0]}, "input.embedding"),
+        ({"embedding": ["NaN", 0, 0]}, "input.embedding[0]"),
+        ({"embedding": [1, 0, "Infinity"]}, "input.embedding[2]"),
     ],
 )
 async def test_what_is_wrong_with_a_search_is_told_by_field(kit: Kit, given: dict[str, Any], field: str) -> None:
@@ -360,11 +366,13 @@ async def test_embeddings_fit_their_pipeline_and_their_chunks(kit: Kit) -> None:
     pipeline_id, root = await library(kit, {}, embedding_dim=2, chunk={"size": 100, "overlap": 0})
     text = "first ".ljust(99) + "\n" + "second"
     for more, field in (
-        ({"embedding": [1, 2]}, "embeddings"),
+        ({"embedding": [1, 2]}, "embedding"),
         ({"embeddings": [[1, 2]]}, "embeddings"),
         ({"embeddings": [[1, 2], [1, 2, 3]]}, "embeddings[1]"),
         ({"embeddings": [[1, 2], [0, 0]]}, "embeddings[1]"),
         ({"embeddings": [[1, 2], ["a", 2]]}, "embeddings[1][0]"),
+        ({"embeddings": [[1, 2], [1, "NaN"]]}, "embeddings[1][1]"),
+        ({"embeddings": [[1, 2], [True, 2]]}, "embeddings[1][0]"),
         ({"embedding": [1, 2], "embeddings": [[1, 2]]}, "body"),
     ):
         problem = refused(await put(kit, pipeline_id, "a", text, **more), 400, "invalid_request")
