@@ -16,6 +16,7 @@ from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.domain.errors import InvalidRequestError, UnauthenticatedError
 from kernel.domain.principal import Principal
+from kernel.domain.scopes import ANY_SCOPE
 from kernel.policy.opa import OpaEngine
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
@@ -125,6 +126,7 @@ class HoldingForTenant(Holding):
         return principal
 
 
+AdminDep = Annotated[Principal, Depends(Holding(ANY_SCOPE))]
 ExecuteDep = Annotated[Principal, Depends(Holding("agents.execute"))]
 ReadDep = Annotated[Principal, Depends(Holding("runs.read", "agents.execute"))]
 CatalogDep = Annotated[Principal, Depends(HoldingForTenant("catalog.write"))]

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import orjson
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -67,8 +68,17 @@ class DirectRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         """The handler of a request, made once."""
-        usual = super().get_route_handler()
+        by_fastapi = super().get_route_handler()
         plan = plan_of(self)
+
+        async def usual(request: Request) -> Response:
+            try:
+                return await by_fastapi(request)
+            except RequestValidationError as error:
+                # FastAPI reads the body first, and would tell anybody what is wrong with it.
+                if any(finding["type"] == "json_invalid" for finding in error.errors()):
+                    await self._check_caller(request)
+                raise
 
         async def handle(request: Request) -> Response:
             strict = _StrictRequest(request.scope, request.receive)
@@ -86,6 +96,13 @@ class DirectRoute(APIRoute):
             return await _directly(plan, strict, given) or await usual(strict)
 
         return handle
+
+    async def _check_caller(self, request: Request) -> None:
+        for dependency in self.dependant.dependencies:
+            if dependency.call is authenticate or isinstance(dependency.call, Holding):
+                caller = await authenticate(request, request.app.state.services)
+                if isinstance(dependency.call, Holding):
+                    await dependency.call(caller)
 
 
 async def _directly(plan: _Plan, request: Request, given: object) -> Response | None:

@@ -131,11 +131,25 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     return problem(400, errors.InvalidRequestError.code, detail, {"errors": findings})
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     code = CODE_OF_STATUS.get(error.status_code, "invalid_request")
-    return problem(error.status_code, code, str(error.detail), {}, error.headers)
+    detail, headers, path = str(error.detail), dict(error.headers or {}), request.scope["path"]
+    if detail == HTTPStatus(error.status_code).phrase:
+        # Starlette's own, which says no more than the title.
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = _allowed(request) or headers["Allow"]
+            detail = f"{path} takes {headers['Allow']}, not {request.method}"
+        elif error.status_code == HTTPStatus.NOT_FOUND:
+            detail = f"there is no route to {path}"
+    return problem(error.status_code, code, detail, {}, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of the path. Starlette names only those of the first route that has it."""
+    template = getattr(request.scope.get("route"), "path_format", None)
+    return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, ())))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -155,15 +169,15 @@ def _place(item: Mapping[str, Any]) -> str:
     return place or "body"
 
 
-def _say(item: Mapping[str, object]) -> str:
+def _say(item: Mapping[str, Any]) -> str:
     if item["type"] == "json_invalid":
         context = item.get("ctx")
         cause = context.get("error") if isinstance(context, dict) else None
         return f"the body is not valid JSON: {cause or item['msg']}{_position(item['loc'])}"
-    if isinstance(item.get("input"), bytes):
-        return "the body is taken as JSON only where Content-Type says application/json"
-    message = str(item["msg"])
+    message = str(item["msg"]).removeprefix("Value error, ")
     given = item.get("input")
+    if isinstance(given, bytes):  # the body, as it came
+        return "Content-Type must be application/json"
     if isinstance(given, str | int | float | bool) and len(str(given)) <= 100 and item["type"] != "missing":  # noqa: PLR2004
         return f"{message} (observed: {given!r})"
     return message
@@ -171,4 +185,4 @@ def _say(item: Mapping[str, object]) -> str:
 
 def _position(loc: object) -> str:
     *_, last = loc if isinstance(loc, tuple) and loc else ("",)
-    return f" (at character {last})" if isinstance(last, int) else ""
+    return f", at character {last}" if isinstance(last, int) else ""

@@ -69,8 +69,10 @@ def _with_refusals(document: dict[str, Any]) -> dict[str, Any]:
                 refusals |= WRITING
             refusals |= COMPILING.get((method, path), {})
             for status, description in refusals.items():
+                # What the route declares itself stays: /readyz says what is not ready in its own shape.
+                own = responses.get(status, {}).get("content", {})
                 responses[status] = {
                     "description": description,
-                    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+                    "content": {**own, PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
                 }
     return document

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from kernel.commands.catalog import Row, Tenants, check_admin
 from kernel.domain.errors import InvalidRequestError
-from service.dependencies import CallerDep, PolicyWriteDep, ServicesDep
+from service.dependencies import AdminDep, CallerDep, PolicyWriteDep, ServicesDep
 from service.wire import Answer, Body, Json, Name, Scope, Seconds, Slug, make_router
 
 router = make_router("tenants")
@@ -79,7 +79,7 @@ class Flags(Body):
 
 
 @router.post("/tenants", status_code=201, response_model=TenantAnswer)
-async def create_tenant(body: NewTenant, principal: CallerDep, services: ServicesDep) -> Json:
+async def create_tenant(body: NewTenant, principal: AdminDep, services: ServicesDep) -> Json:
     """Make a tenant. The admin only."""
     tenant = await Tenants(services.database).create(principal, body.model_dump())
     return Json(_render(tenant), 201)
@@ -92,7 +92,7 @@ async def read_tenant(tenant_id: UUID, principal: CallerDep, services: ServicesD
 
 
 @router.patch("/tenants/{tenant_id}", response_model=TenantAnswer)
-async def change_tenant(tenant_id: UUID, body: TenantChange, principal: CallerDep, services: ServicesDep) -> Json:
+async def change_tenant(tenant_id: UUID, body: TenantChange, principal: AdminDep, services: ServicesDep) -> Json:
     """Change a tenant. The admin only."""
     values = body.model_dump(exclude_unset=True)
     for name in ("name", "time_zone"):
@@ -102,7 +102,7 @@ async def change_tenant(tenant_id: UUID, body: TenantChange, principal: CallerDe
 
 
 @router.post("/tenants/{tenant_id}/tokens", status_code=201, response_model=TokenAnswer)
-async def create_token(tenant_id: UUID, body: NewToken, principal: CallerDep, services: ServicesDep) -> Json:
+async def create_token(tenant_id: UUID, body: NewToken, principal: AdminDep, services: ServicesDep) -> Json:
     """Sign a token for a tenant. The admin only; the token is not kept, so it cannot be shown again."""
     check_admin(principal)
     await Tenants(services.database).get(principal, tenant_id)

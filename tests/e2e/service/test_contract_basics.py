@@ -184,6 +184,9 @@ async def test_another_tenants_things_do_not_exist(kit: Kit, unchanged: Run, nam
 async def test_a_tenants_token_makes_no_tenants_and_no_tokens(kit: Kit, unchanged: Run) -> None:
     refused(await kit.api.post("/tenants", {"slug": "t-other", "name": "x"}), 403, "forbidden")
     refused(await kit.api.post(f"/tenants/{kit.tenant_id}/tokens", {"scopes": ["runs.read"]}), 403, "forbidden")
+    # Who may not is not told what is wrong with the body.
+    for path in ("/tenants", f"/tenants/{kit.tenant_id}/tokens"):
+        refused(await kit.api.post(path, {"unheard_of": 1}), 403, "forbidden")
 
 
 async def test_a_tenants_token_names_no_other_tenant(kit: Kit, unchanged: Run) -> None:
@@ -349,6 +352,17 @@ async def test_a_spoilt_body_is_400_and_nothing_happens(kit: Kit, unchanged: Run
     problem = refused(await send(kit, spoilt(unchanged)[name]), 400, "invalid_request")
     assert problem["errors"]
     assert problem["detail"]
+    assert "Value error" not in problem["detail"]
+
+
+async def test_what_is_no_json_is_told_with_its_place(kit: Kit, unchanged: Run) -> None:
+    problem = refused(await send(kit, b'{"a": nothing}'), 400, "invalid_request")
+    (finding,) = problem["errors"]
+    assert finding["field"] == "body"
+    assert finding["message"].startswith("the body is not valid JSON: ")
+    assert finding["message"].endswith(" at character 6")
+    answer = await send(kit, json.dumps(body_of(unchanged)).encode(), **{"Content-Type": "text/plain"})
+    assert refused(answer, 400, "invalid_request")["detail"] == "body: Content-Type must be application/json"
 
 
 async def test_a_field_that_is_there_twice_is_not_taken_both_ways(kit: Kit, database: Database) -> None:
@@ -413,14 +427,28 @@ async def test_a_malformed_id_in_the_path_is_400(kit: Kit, unchanged: Run, metho
 )
 async def test_an_unknown_path_is_404(kit: Kit, unchanged: Run, path: str) -> None:
     for method in ("GET", "POST"):
-        refused(await kit.api.call(method, path), 404, "not_found")
+        problem = refused(await kit.api.call(method, path), 404, "not_found")
+        assert problem["detail"].startswith("there is no route to /")
 
 
-@pytest.mark.parametrize(("method", "path"), [("DELETE", "/agents"), ("GET", SPAWN), ("PUT", "/livez")])
-async def test_a_method_that_is_not_there_is_405(kit: Kit, unchanged: Run, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/agents", "GET, POST"),
+        ("GET", SPAWN, "POST"),
+        ("PUT", "/livez", "GET"),
+        ("PUT", "/tools/ask", "GET, PATCH"),
+        ("POST", "/retrieval/pipelines/none/documents/a/b", "DELETE, GET, PUT"),
+        ("DELETE", "/tools/templates", "GET"),
+        ("POST", "/docs", "GET, HEAD"),
+    ],
+)
+async def test_a_method_that_is_not_there_is_405(
+    kit: Kit, unchanged: Run, method: str, path: str, allowed: str
+) -> None:
     answer = await kit.api.call(method, path)
     refused(answer, 405, "method_not_allowed")
-    assert answer.headers["Allow"]
+    assert ", ".join(sorted(answer.headers["Allow"].split(", "))) == allowed
 
 
 # ------------------------------------------------------------------------------------------------------- documents
@@ -441,6 +469,8 @@ async def test_every_operation_declares_its_refusals(api: Api) -> None:
                 assert {"409", "413"} <= errors, f"{method} {path}"
             for status in errors:
                 assert "application/problem+json" in responses[status]["content"], f"{method} {path} {status}"
+    not_ready = document["paths"]["/readyz"]["get"]["responses"]["503"]["content"]["application/json"]
+    assert not_ready["schema"]["$ref"].endswith("/Readiness")
     assert {"type", "title", "status", "detail", "code"} <= set(
         document["components"]["schemas"]["Problem"]["required"]
     )

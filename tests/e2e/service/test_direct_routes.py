@@ -102,5 +102,11 @@ async def test_a_body_that_is_no_json_is_said_to_be_none_and_where(kit: Kit) -> 
 
 
 async def test_who_is_calling_comes_before_what_is_wrong_with_the_body(kit: Kit) -> None:
-    for query in ("", "?dry_run=true", "?dry_run=1"):
-        assert (await _post(kit, b"{}", "application/json", query=query, token="nobody")).status_code == 401
+    reader = await kit.admin.post(f"/tenants/{kit.tenant_id}/tokens", {"scopes": ["runs.read"]})
+    for token, status in (("nobody", 401), (reader.json()["token"], 403)):
+        for query in ("", "?dry_run=true", "?dry_run=1"):
+            for content in (b"{}", b"{", b"[]"):
+                assert (await _post(kit, content, "application/json", query=query, token=token)).status_code == status
+    headers = {"Authorization": "Bearer nobody", "Content-Type": "application/json"}
+    for path in ("/agents", "/tenants", "/tools/ask/invoke"):
+        assert (await kit.api.client.post(path, content=b"{", headers=headers)).status_code == 401
