@@ -136,7 +136,7 @@ def read_settings(data_dir: Path | None) -> Settings:
     except ValidationError as error:
         for finding in error.errors():
             name = "_".join(str(part) for part in finding["loc"]).upper().removeprefix("REMIT_")
-            err.print(f"remit: REMIT_{name}: {finding['msg']}")
+            err.print(f"remit: REMIT_{name}: {finding['msg'].removeprefix('Value error, ')}")
         raise typer.Exit(2) from None
     except OSError as error:
         err.print(

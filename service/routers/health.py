@@ -60,7 +60,7 @@ async def readyz(request: Request, services: ServicesDep) -> Json:
     )
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def read_metrics(accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
     """Metrics in Prometheus' text format, or as OpenMetrics (with exemplars, while traces are made) for who asks.
 

@@ -471,6 +471,7 @@ async def test_every_operation_declares_its_refusals(api: Api) -> None:
                 assert "application/problem+json" in responses[status]["content"], f"{method} {path} {status}"
     not_ready = document["paths"]["/readyz"]["get"]["responses"]["503"]["content"]["application/json"]
     assert not_ready["schema"]["$ref"].endswith("/Readiness")
+    assert "text/plain" in document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
     assert {"type", "title", "status", "detail", "code"} <= set(
         document["components"]["schemas"]["Problem"]["required"]
     )
