@@ -25,6 +25,8 @@ def _known_zone(value: str) -> str:
     return value
 
 
+# What `bigint` holds.
+MaxActiveRuns = Annotated[int, Field(ge=1, lt=2**63)]
 TimeZone = Annotated[str, Field(max_length=64), AfterValidator(_known_zone)]
 
 
@@ -34,7 +36,7 @@ class NewTenant(Body):
     slug: Slug
     name: Name
     time_zone: TimeZone = "UTC"
-    max_active_runs: Annotated[int, Field(ge=1)] | None = None
+    max_active_runs: MaxActiveRuns | None = None
 
 
 class TenantChange(Body):
@@ -42,7 +44,7 @@ class TenantChange(Body):
 
     name: Name | None = None
     time_zone: TimeZone | None = None
-    max_active_runs: Annotated[int, Field(ge=1)] | None = None
+    max_active_runs: MaxActiveRuns | None = None
 
 
 class TenantAnswer(Answer):

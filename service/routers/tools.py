@@ -13,7 +13,7 @@ from kernel.tools.registry import NewVersion, Row, Tools
 from kernel.tools.templates import CATALOGUE
 from service.dependencies import CatalogDep, ExecuteDep, Services, ServicesDep
 from service.waiting import GoneError, while_connected
-from service.wire import Answer, Body, Json, JsonObject, Key, Name, Slug, make_router
+from service.wire import Answer, Body, Json, JsonObject, Key, Name, Slug, Text, make_router
 
 router = make_router("tools")
 
@@ -179,14 +179,14 @@ async def list_tools(
 
 
 @router.get("/tools/{slug}", response_model=ToolWithVersions)
-async def read_tool(slug: str, principal: CatalogDep, services: ServicesDep) -> Json:
+async def read_tool(slug: Text, principal: CatalogDep, services: ServicesDep) -> Json:
     """A tool, and its versions."""
     tool, versions = await Tools(services.database).get(principal.tenant, slug)
     return Json({**_render(tool, ToolAnswer), "versions": [_render(version, VersionAnswer) for version in versions]})
 
 
 @router.patch("/tools/{slug}", response_model=ToolAnswer)
-async def change_tool(slug: str, body: ToolChange, principal: CatalogDep, services: ServicesDep) -> Json:
+async def change_tool(slug: Text, body: ToolChange, principal: CatalogDep, services: ServicesDep) -> Json:
     """Switch a tool on or off."""
     changed = await Tools(services.database).set_active(principal.tenant, slug, is_active=body.is_active)
     return Json(_render(changed, ToolAnswer))
@@ -194,7 +194,7 @@ async def change_tool(slug: str, body: ToolChange, principal: CatalogDep, servic
 
 @router.post("/tools/{slug}/invoke", response_model=CallAnswer | RetrievalAnswer, response_model_exclude_none=True)
 async def invoke_tool(
-    slug: str,
+    slug: Text,
     body: InvokeBody,
     request: Request,
     principal: ExecuteDep,

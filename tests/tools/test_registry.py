@@ -106,6 +106,15 @@ async def test_tools_are_listed_in_pages_by_slug(kit: Kit, worker: str) -> None:
 async def test_an_unknown_tool_is_not_found(kit: Kit) -> None:
     refused(await kit.api.get("/tools/nothing"), 404, "not_found")
     refused(await kit.api.call("PATCH", "/tools/nothing", {"is_active": True}), 404, "not_found")
+    # No text of the database's has the character, so none may come to it.
+    call = {"caller_run_id": str(uuid4()), "input": {}}
+    for method, path, body in (
+        ("GET", "/tools/a%00b", None),
+        ("PATCH", "/tools/a%00b", {"is_active": True}),
+        ("POST", "/tools/a%00b/invoke", call),
+    ):
+        problem = refused(await kit.api.call(method, path, body), 400, "invalid_request")
+        assert problem["errors"][0]["field"] == "slug"
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,15 @@ async def test_a_tenants_token_makes_no_tenants_and_no_tokens(kit: Kit, unchange
         refused(await kit.api.post(path, {"unheard_of": 1}), 403, "forbidden")
 
 
+async def test_a_tenants_bound_is_a_number_that_can_be_kept(kit: Kit) -> None:
+    path = f"/tenants/{kit.tenant_id}"
+    for bound in (0, -1, 2**63, 10**19, 10**30):
+        problem = refused(await kit.admin.call("PATCH", path, {"max_active_runs": bound}), 400, "invalid_request")
+        assert problem["errors"][0]["field"] == "max_active_runs"
+    for kept in (2**63 - 1, None):
+        assert done(await kit.admin.call("PATCH", path, {"max_active_runs": kept}))["max_active_runs"] == kept
+
+
 async def test_a_tenants_token_names_no_other_tenant(kit: Kit, unchanged: Run) -> None:
     header = {"X-Tenant-ID": str(uuid.uuid4())}
     refused(await kit.api.call("GET", "/agents", headers=header), 400, "invalid_request")
