@@ -20,6 +20,8 @@ from kernel.graph.spec import (
 
 # What leaves runs behind that a later node can be about.
 LINEAGE = SPAWNS | {NodeType.JOIN}
+# What says whom a spawn makes.
+TARGETS = ("targets", "for_each", "target_agent_id", "target_agent_slug")
 JUDGED = frozenset({NodeType.JOIN, NodeType.REPLAN})
 
 
@@ -32,8 +34,8 @@ def check(spec: GraphSpec, flow: Flow) -> Iterator[Diagnostic]:
                 yield from _spawn(node, [spawn.is_named], spawn.scope_subset)
             case SpawnGroupConfig() as spawn:
                 yield from _spawn(node, [target.is_named for target in spawn.targets], spawn.scope_subset)
-                known = spawn.size is not None
-                yield from _quorum(node, spawn.join_mode, spawn.quorum_threshold, spawn.size, known=known)
+                size = _size(node, spawn)
+                yield from _quorum(node, spawn.join_mode, spawn.quorum_threshold, size, known=size is not None)
             case JoinConfig() as join:
                 yield from _join(node, join, before)
             case JudgeConfig() if node.id not in before.judged:
@@ -54,16 +56,12 @@ class _Before:
     def __init__(self, spec: GraphSpec, flow: Flow) -> None:
         self.descended = flow.after(node.id for node in spec.nodes if node.type in LINEAGE)
         self.judged = flow.after(node.id for node in spec.nodes if node.type in JUDGED)
-        sizes = {node.id: node.config.size for node in spec.nodes if isinstance(node.config, SpawnGroupConfig)}
+        sizes = {node.id: _size(node, node.config) for node in spec.nodes if isinstance(node.config, SpawnGroupConfig)}
         # A group whose configuration cannot be read stands in the way like any other.
         every = {node.id for node in spec.nodes if node.type is NodeType.SPAWN_GROUP}
         self.grouped = flow.after(every)
         unknown = [node_id for node_id in every if sizes.get(node_id) is None]
-        with_threshold = [
-            node.id
-            for node in spec.nodes
-            if isinstance(node.config, SpawnGroupConfig) and node.config.quorum_threshold is not None
-        ]
+        with_threshold = [node.id for node in spec.nodes if node.id in every and _may_have_threshold(node)]
         self.of_unknown_size = flow.after(unknown, up_to=every)
         self.with_threshold = flow.after(with_threshold, up_to=every)
         self.largest: dict[str, int] = {}
@@ -74,7 +72,7 @@ class _Before:
 
 
 def _join(node: Node, join: JoinConfig, before: _Before) -> Iterator[Diagnostic]:
-    named = join.orchestration_group_id is not None or "orchestration_group_id" in node.input_mappings
+    named = join.orchestration_group_id is not None or _is_named(node, "orchestration_group_id")
     if not named and node.id not in before.grouped:
         yield _lacks(node, Code.JOIN_WITHOUT_GROUP, "an orchestration_group_id", "spawn_group")
     if join.quorum_threshold is not None or not (named or node.id in before.with_threshold):
@@ -83,9 +81,25 @@ def _join(node: Node, join: JoinConfig, before: _Before) -> Iterator[Diagnostic]
 
 
 def _about_run(node: Node, config: ReplanConfig | CancelSubtreeConfig, before: _Before) -> Iterator[Diagnostic]:
-    if config.run_id is None and "run_id" not in node.input_mappings and node.id not in before.descended:
+    if config.run_id is None and not _is_named(node, "run_id") and node.id not in before.descended:
         code = Code.REPLAN_WITHOUT_SOURCE if node.type is NodeType.REPLAN else Code.CANCEL_WITHOUT_SOURCE
         yield _lacks(node, code, "a run_id", "spawn_run, spawn_group or join")
+
+
+def _is_named(node: Node, field: str) -> bool:
+    """Whether a mapping gives a field; what cannot be read may do so."""
+    return field in node.input_mappings or not node.is_read(field, "input_mappings")
+
+
+def _may_have_threshold(group: Node) -> bool:
+    """Whether a group has a threshold, as far as it could be read."""
+    if not isinstance(group.config, SpawnGroupConfig) or not group.is_read("quorum_threshold"):
+        return True
+    return group.config.quorum_threshold is not None
+
+
+def _size(node: Node, config: SpawnGroupConfig) -> int | None:
+    return config.size if node.is_read("targets", "for_each") else None
 
 
 def _lacks(node: Node, code: Code, named: str, before: str) -> Diagnostic:
@@ -93,7 +107,7 @@ def _lacks(node: Node, code: Code, named: str, before: str) -> Diagnostic:
 
 
 def _spawn(node: Node, named: list[bool], scopes: tuple[str, ...]) -> Iterator[Diagnostic]:
-    if not named or not all(named):
+    if not all(named or [False]) and node.is_read(*TARGETS):
         nameless = f"targets[{named.index(False)}]" if named and node.type is NodeType.SPAWN_GROUP else "it"
         said = "it has no targets" if not named else f"{nameless} has neither target_agent_id nor target_agent_slug"
         yield Diagnostic(
@@ -102,7 +116,7 @@ def _spawn(node: Node, named: list[bool], scopes: tuple[str, ...]) -> Iterator[D
             node_id=node.id,
             field="config.targets" if node.type is NodeType.SPAWN_GROUP else "config.target_agent_slug",
         )
-    if not scopes:
+    if not scopes and node.is_read("scope_subset"):
         yield Diagnostic(
             Code.SCOPE_REQUIRED,
             f"node {node.id!r}: a {node.type} names at least one scope for its children",
@@ -115,7 +129,7 @@ def _quorum(
     node: Node, mode: JoinMode | None, threshold: int | None, size: int | None, *, known: bool
 ) -> Iterator[Diagnostic]:
     if threshold is None:
-        if mode is JoinMode.QUORUM:
+        if mode is JoinMode.QUORUM and node.is_read("quorum_threshold"):
             yield _about_quorum(node, Code.QUORUM_MISSING, "the mode quorum needs one")
         return
     if threshold < 1:

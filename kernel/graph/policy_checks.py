@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from uuid import UUID
 
 from kernel.graph.diagnostics import Code, Diagnostic, Severity
+from kernel.graph.orchestration import TARGETS
 from kernel.graph.spec import GraphSpec, Node, SpawnGroupConfig, SpawnRunConfig, Target
 from kernel.policy.contract import Decision, GraphSpawnFacts, Reason, TargetFacts
 
@@ -125,7 +126,7 @@ def _later(code: str, what: str, node: Node | None = None) -> Diagnostic:
 
 def _spawning(spec: GraphSpec) -> Iterator[tuple[Node, SpawnRunConfig | SpawnGroupConfig]]:
     for node in spec.nodes:
-        if isinstance(node.config, SpawnRunConfig | SpawnGroupConfig):
+        if isinstance(node.config, SpawnRunConfig | SpawnGroupConfig) and node.is_read("scope_subset", *TARGETS):
             yield node, node.config
 
 

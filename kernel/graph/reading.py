@@ -1,6 +1,7 @@
 """From a document to what can be read of it, with a finding for each thing that cannot."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -101,29 +102,38 @@ def _nodes(items: list[JsonValue], findings: list[Diagnostic]) -> tuple[Node, ..
                 )
             )
             continue
+        config, unread = _config(frame, node_type, findings)
+        mappings = _mappings(frame, node_type, findings)
         nodes[node_id] = Node(
             id=node_id,
             type=node_type,
-            config=_config(frame, node_type, findings),
-            input_mappings=_mappings(frame, node_type, findings),
+            config=config,
+            input_mappings=mappings or {},
+            unread=unread if mappings is not None else unread | {"input_mappings"},
         )
     return tuple(nodes.values())
 
 
-def _config(frame: NodeFrame, node_type: NodeType, findings: list[Diagnostic]) -> Config | None:
+def _config(frame: NodeFrame, node_type: NodeType, findings: list[Diagnostic]) -> tuple[Config | None, frozenset[str]]:
+    """A configuration, and the fields of it that could not be read; the others are looked at all the same."""
+    written, model = frame.config or {}, CONFIGS[node_type]
     try:
-        return CONFIGS[node_type].model_validate_json(orjson.dumps(frame.config or {}))
+        return model.model_validate_json(orjson.dumps(written)), frozenset()
     except ValidationError as error:
         findings.extend(_config_findings(frame.id, node_type, error, ("config",)))
-        return None
+        unread = frozenset(str(place[0]) for place, _, _ in _told(error) if place)
+    readable = {name: value for name, value in written.items() if name not in unread}
+    with suppress(ValidationError):
+        return model.model_validate_json(orjson.dumps(readable)), unread
+    return None, frozenset()
 
 
-def _mappings(frame: NodeFrame, node_type: NodeType, findings: list[Diagnostic]) -> dict[str, str]:
+def _mappings(frame: NodeFrame, node_type: NodeType, findings: list[Diagnostic]) -> dict[str, str] | None:
     try:
         mappings = Mappings.model_validate({"input_mappings": frame.input_mappings or {}}).input_mappings
     except ValidationError as error:
         findings.extend(_config_findings(frame.id, node_type, error, ()))
-        return {}
+        return None
     allowed = MAPPED_FIELDS.get(node_type, frozenset(mappings))
     findings.extend(
         Diagnostic(
@@ -148,18 +158,30 @@ def _config_findings(node_id: str, node_type: NodeType, error: ValidationError, 
 
 
 def _edges(items: list[JsonValue], findings: list[Diagnostic]) -> tuple[Edge, ...]:
-    edges: dict[str, Edge] = {}
+    edges: list[Edge] = []
+    known: set[str] = set()
     for number, item in enumerate(items):
-        edge = _drawn(Edge, item, f"edges[{number}]", findings)
+        where = f"edges[{number}]"
+        edge = _drawn(Edge, item, where, findings)
         if edge is None:
+            # Where it leads is looked at all the same, so that nothing is missed at its ends that is there.
+            edges.extend(_without_its_id(item, where))
             continue
-        if edge.id in edges:
+        if edge.id in known:
             findings.append(
                 Diagnostic(Code.DUPLICATE_EDGE_ID, f"edge {edge.id!r} is there more than once", edge_id=edge.id)
             )
-            continue
-        edges[edge.id] = edge
-    return tuple(edges.values())
+            if edge in edges:
+                continue
+        known.add(edge.id)
+        edges.append(edge)
+    return tuple(edges)
+
+
+def _without_its_id(item: JsonValue, where: str) -> Iterable[Edge]:
+    with suppress(ValidationError):
+        if isinstance(item, dict):
+            yield Edge.model_validate({**item, "id": where})
 
 
 def _drawn(model: type[ModelT], item: JsonValue, where: str, findings: list[Diagnostic]) -> ModelT | None:

@@ -399,7 +399,11 @@ class Mappings(Config):
 
 
 class Node(BaseModel):
-    """A node that has been read. `config` is None where it could not be."""
+    """A node that has been read. `config` is None where it could not be.
+
+    `unread` names the fields of a configuration that could not be read where the others could: nothing is to be made
+    of their defaults.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -407,6 +411,11 @@ class Node(BaseModel):
     type: NodeType
     config: Config | None
     input_mappings: Mapping[str, str] = Field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+
+    def is_read(self, *fields: str) -> bool:
+        """Whether some fields could be read, or are not there."""
+        return self.unread.isdisjoint(fields)
 
     @property
     def branch_handles(self) -> tuple[str, ...] | None:

@@ -56,7 +56,7 @@ def _edges(spec: GraphSpec) -> Iterator[Diagnostic]:
         if edge.source in nodes:
             outgoing[edge.source].append(edge)
     for node in spec.nodes:
-        if node.config is None and node.branch_handles is None:
+        if node.branch_handles is None and (node.config is None or node.branches):
             continue
         if node.branch_handles is not None:
             yield from _branches(node, node.branch_handles, outgoing[node.id])

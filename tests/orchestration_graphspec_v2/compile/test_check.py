@@ -30,7 +30,8 @@ def test_errors_are_shown_and_fail_the_command() -> None:
     finished = check("-", given=json.dumps(line(spawn(scope_subset=[], colour="red"))))
     assert finished.exit_code == 1
     assert "config.colour" in finished.output
-    assert "1 error" in finished.output
+    assert "scope_required" in finished.output
+    assert "2 errors" in finished.output
 
 
 def test_json_is_what_the_service_would_answer() -> None:

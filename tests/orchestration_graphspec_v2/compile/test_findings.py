@@ -324,6 +324,8 @@ def test_everything_is_told_at_once() -> None:
     assert set(errors(document)) == {
         "unsupported_spec_version",
         "node_config_invalid",
+        "scope_required",
+        "join_without_group",
         "unknown_join_mode",
         "unknown_node_type",
         "dangling_edge",
@@ -333,6 +335,49 @@ def test_everything_is_told_at_once() -> None:
     }
     fields = [finding.field for finding in compile_alone(document).diagnostics if finding.code == "node_config_invalid"]
     assert fields == ["config.colour", "config.timeout_s"]
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        (line(node("spawn_run", colour="red")), ["node_config_invalid", "scope_required", "spawn_without_target"]),
+        (
+            line(node("spawn_group", join_mode="most", quorum_threshold=0)),
+            ["quorum_below_one", "scope_required", "spawn_without_target", "unknown_join_mode"],
+        ),
+        (
+            line(group(2, join_mode="most"), node("join", mode="quorum", quorum_threshold=3)),
+            ["quorum_above_group", "unknown_join_mode"],
+        ),
+        (joined(node("join", mode="most"), of=spawn()), ["join_without_group", "unknown_join_mode"]),
+        (line(node("spawn_group", targets=[{"colour": "red"}], scope_subset=["read"])), ["node_config_invalid"]),
+        (line(spawn(target_agent_slug="No Slug")), ["node_config_invalid"]),
+        (line(spawn(scope_subset=["*"])), ["node_config_invalid"]),
+        (line(group(2, quorum_threshold="2"), node("join", mode="quorum")), ["node_config_invalid"]),
+        (line(node("join", orchestration_group_id="no id")), ["node_config_invalid"]),
+        (line(node("join", {"orchestration_group_id": "nodes["})), ["node_config_invalid"]),
+        (line(node("cancel_subtree", run_id="no id")), ["node_config_invalid"]),
+        (
+            draw(
+                {"g": group(), "j": node("join"), "u": node("judge", outcomes="good")},
+                *("start > g", "g > j", *(f"j.{handle} > u" for handle in JOINED), "u.good > end"),
+            ),
+            ["node_config_invalid"],
+        ),
+    ],
+)
+def test_what_cannot_be_read_hides_nothing_and_makes_nothing_up(document: dict[str, Any], expected: list[str]) -> None:
+    assert sorted(errors(document)) == expected
+
+
+def test_an_edge_without_its_own_id_leads_where_it_leads() -> None:
+    plain = draw({"t": node("transform")}, "start > t", "t > end")
+    first, second = plain["edges"]
+    assert errors({**plain, "edges": [first, {**second, "id": first["id"]}]}) == ["duplicate_edge_id"]
+    assert errors({**plain, "edges": [first, {**second, "id": None}]}) == ["edge_invalid"]
+    assert errors({**plain, "edges": [first, second, second]}) == ["duplicate_edge_id"]
+    twice = joined(node("join"), of=group())
+    assert errors({**twice, "edges": [*twice["edges"], twice["edges"][-1]]}) == ["duplicate_edge_id"]
 
 
 def test_a_message_names_the_node_the_field_and_what_was_observed() -> None:
