@@ -41,7 +41,7 @@ from kernel.graph.executors.visit import (
 )
 from kernel.graph.expressions import BeyondBoundsError, check
 from kernel.graph.ir import Graph, GraphNode
-from kernel.graph.spec import NodeType
+from kernel.graph.spec import CancelSubtreeConfig, NodeType
 from kernel.graph.state import Frontier, GraphState, Kept, Lineage, Made, Ways, expression_document
 
 EXECUTORS: Mapping[NodeType, Executor] = {
@@ -211,6 +211,7 @@ class _Step:
         self._names = names
         self._channels = channels
         targets = [target for found in graph.routes.get(node.id, {}).values() for target in found]
+        self._waits = node.type in WAITING or (isinstance(node.config, CancelSubtreeConfig) and node.config.wait_s > 0)
         self._can_be_denied = bool(targets) and all(graph.nodes[target].type in ROUTING for target in targets)
 
     async def take(self, kept: Kept, runtime: Any) -> Command[str]:
@@ -231,7 +232,7 @@ class _Step:
         under_way: _UnderWay = runtime.context
         moved_on = under_way.moved_on(here["step"])
         try:
-            if self._node.type not in WAITING:
+            if not self._waits:
                 outcome = await self._execute(state, under_way.lineage, iteration)
             else:
                 waits = under_way.wait(node_id, partial(self._execute, state, under_way.lineage, iteration))
@@ -282,7 +283,7 @@ class _Step:
             document={**document, "mapped": mapped},
         )
         executor = EXECUTORS[node.type]
-        if node.type in WAITING:
+        if self._waits:
             return await _persist(lambda: executor(visit), visit)
         async with self._turns:
             return await _persist(lambda: executor(visit), visit)

@@ -122,6 +122,7 @@ Handle = Annotated[Text, StringConstraints(min_length=1, max_length=100)]
 Key = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+WaitSeconds = Annotated[float, Field(ge=0, le=31_536_000)]
 Scopes = Annotated[
     tuple[Annotated[str, StringConstraints(pattern=SCOPE_PATTERN)], ...],
     Field(max_length=256),
@@ -253,12 +254,17 @@ class SpawnGroupConfig(Config):
 
 
 class JoinConfig(Config):
-    """Waits for a group: the one that is named, or the latest. What is left out stays as the group was made."""
+    """Waits for a group: the one that is named, or the latest. What is left out stays as the group was made.
+
+    It waits until the group is decided, or for `wait_s` seconds at most where that is given: one that is undecided
+    then goes on by `pending`.
+    """
 
     mode: JoinMode | None = None
     quorum_threshold: int | None = None
     timeout_s: Seconds | None = None
     orchestration_group_id: UUID | None = None
+    wait_s: WaitSeconds | None = None
 
 
 def _as_route(value: object) -> object:
@@ -331,12 +337,17 @@ class ReplanConfig(Config):
 
 
 class CancelSubtreeConfig(Config):
-    """Cancels a run and what is below it: the one that is named, or what was mapped or spawned last."""
+    """Cancels a run and what is below it: the one that is named, or what was mapped or spawned last.
+
+    It goes on when nothing more can happen below it; with `wait_s` it waits, for so many seconds at most, until
+    everything below it is written down as cancelled.
+    """
 
     run_id: UUID | None = None
     include_root: bool = True
     reason: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_REASON)] | None = None
     grace_s: Annotated[int, Field(ge=0, le=3_600)] = 0
+    wait_s: Annotated[int, Field(ge=0, le=3_600)] = 0
 
 
 CONFIGS: Mapping[NodeType, type[Config]] = {
@@ -429,7 +440,7 @@ class Node(BaseModel):
                 return (*(route.name for route in router.routes), DEFAULT_ROUTE)
             case _, IfElseConfig() as choice:
                 return (*(condition.name for condition in choice.conditions), ELSE)
-            case _, JudgeConfig() as judge:
+            case _, JudgeConfig() as judge if self.is_read("outcomes"):
                 return judge.outcomes
         return None
 

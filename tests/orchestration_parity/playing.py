@@ -14,7 +14,7 @@ from tests.orchestration_parity.story import Agent, Step
 GOOD = {"completed", "completed_with_errors"}
 # A group with less time than this is left to run out of it.
 SOON_S = 10
-HANDLE_OF = {"empty": "completed", "cancelled": "failed"}
+HANDLE_OF = {"empty": "completed", "cancelled": "failed", "running": "pending"}
 
 
 class RefusedError(Exception):

@@ -30,14 +30,39 @@ JOINS = {
     ("all", "timed_out"),
     ("all", "cancelled"),
     ("all", "empty"),
+    ("all", "failed"),
+    ("best_effort", "completed"),
     ("best_effort", "completed_with_errors"),
     ("best_effort", "failed"),
+    ("best_effort", "timed_out"),
     ("fail_fast", "completed"),
     ("fail_fast", "failed"),
+    ("fail_fast", "timed_out"),
     ("quorum", "completed"),
     ("quorum", "failed"),
+    ("quorum", "timed_out"),
     ("first_success", "completed"),
     ("first_success", "failed"),
+    ("first_success", "timed_out"),
+}
+# What steps are answered, beyond what becomes of their groups.
+ANSWERS = {
+    ("status", "running"),
+    ("suggested_action", "continue"),
+    ("suggested_action", "replan"),
+    ("suggested_action", "escalate"),
+    ("suggested_action", "stop"),
+    ("needs_replan", True),
+    ("include_root", True),
+    ("include_root", False),
+}
+REASONS = {
+    "cancelled_by_orchestration",
+    "join_fail_fast",
+    "join_first_success",
+    "join_quorum_reached",
+    "join_timed_out",
+    "parent_closed",
 }
 Plays = dict[str, "asyncio.Task[tuple[str, str]]"]
 
@@ -69,14 +94,24 @@ async def test_both_surfaces_do_the_same(scenario: Scenario, plays: Plays) -> No
     assert scenario.ends in {found["status"], found["ended_by"]}, by_graph
 
 
-async def test_the_scenarios_cover_every_denial_and_every_outcome_of_a_join(plays: Plays) -> None:
+async def test_the_scenarios_cover_every_denial_join_verdict_and_cancellation(plays: Plays) -> None:
     if len(plays) < len(load()):
         pytest.skip("only some of the scenarios were asked for")
     codes: set[str] = set()
     joins: set[tuple[str, str]] = set()
+    answers: set[tuple[str, object]] = set()
+    reasons: set[str] = set()
+    repeats = 0
     for play in plays.values():
         by_calls = yaml.safe_load((await play)[0])
         codes |= {reason["code"] for decision in by_calls["decisions"] for reason in decision["reasons"]}
         joins |= {(group["join_mode"], group["status"]) for group in by_calls["groups"]}
+        told = [(name, value) for step in by_calls["steps"].values() for name, value in step.items()]
+        answers |= {(name, value) for name, value in told if isinstance(value, str | bool)}
+        reasons |= {run["reason"] for run in by_calls["cancelled"] if "reason" in run}
+        repeats += len(by_calls["repeats"])
     assert codes >= DENIALS
     assert joins >= JOINS
+    assert answers >= ANSWERS
+    assert reasons >= REASONS
+    assert repeats > 0

@@ -24,6 +24,7 @@ async def cancel_subtree(visit: Visit) -> Outcome:
                 include_root=config.include_root,
                 reason=reason,
                 grace_s=config.grace_s,
+                wait_s=config.wait_s,
                 surface=Surface.GRAPHSPEC_V2,
                 # The same whenever this visit is repeated: a graph that dies before its checkpoint fences once.
                 cancellation_id=uuid5(visit.lineage.run_id, f"{visit.node.id}:{visit.iteration}:{run_id}"),

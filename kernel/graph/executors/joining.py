@@ -23,7 +23,7 @@ HANDLES = {
 
 
 async def join(visit: Visit) -> Outcome:
-    """Waits for the group that is named, mapped, or the latest."""
+    """Waits for the group that is named, mapped, or the latest; where it may wait so long only, it may be pending."""
     config = visit.config(JoinConfig)
     named: object = config.orchestration_group_id or visit.mapped.get("orchestration_group_id")
     if named is None:
@@ -39,11 +39,11 @@ async def join(visit: Visit) -> Outcome:
             mode=config.mode,
             quorum_threshold=config.quorum_threshold,
             timeout_s=config.timeout_s,
-            wait_s=FOREVER_S,
+            wait_s=FOREVER_S if config.wait_s is None else config.wait_s,
             surface=Surface.GRAPHSPEC_V2,
         ),
     )
-    if not joined.complete:
+    if not joined.complete and (config.wait_s is None or visit.commands.wakeups.stopping):
         raise GraphInterruptedError("the process ends while a group is undecided")
     return Outcome(_answer(joined), HANDLES[joined.status])
 

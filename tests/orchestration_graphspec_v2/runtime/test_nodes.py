@@ -53,6 +53,34 @@ async def test_a_group_is_spawned_joined_and_judged(kit: Kit) -> None:
     assert context["requested_scopes"] == ["read"]
 
 
+async def test_a_join_that_may_not_wait_is_pending_and_can_be_asked_again(kit: Kit) -> None:
+    await kit.agent("worker")
+    definition = graph(
+        [
+            node("fan", "spawn_group", targets=[{"target_agent_slug": "worker"}], scope_subset=["read"]),
+            node("look", "join", wait_s=0),
+            node("beside", "spawn_run", target_agent_slug="other", scope_subset=["read"]),
+            node("wait", "join", wait_s=0.05),
+            node("end", "end", output={"looked": "nodes.look", "waited": "nodes.wait"}),
+        ],
+        "start -> fan",
+        "fan -> look",
+        *(edge.replace("-> end", "-> beside") for edge in joined("look")),
+        "beside -> wait",
+        *(edge for edge in joined("wait") if ":pending" not in edge),
+        "wait:pending -> wait",
+    )
+    await kit.agent("other")
+    run = await start(kit, await graph_agent(kit, definition, may_spawn=["worker", "other"]))
+    # What follows the first join is there while the group is undecided.
+    await play(kit, "completed", slug="other")
+    await play(kit, "completed")
+    output = (await ended(kit, run.run_id))["output"]
+    assert (output["looked"]["status"], output["looked"]["complete"]) == ("running", False)
+    assert (output["looked"]["running_count"], output["looked"]["decided_seq"]) == (1, None)
+    assert (output["waited"]["status"], output["waited"]["success_count"]) == ("completed", 1)
+
+
 async def test_a_denial_is_routed_to_an_alternative(kit: Kit) -> None:
     await kit.agent("worker")
     other = await kit.agent("other")
@@ -204,6 +232,30 @@ async def test_a_way_that_fails_ends_what_waits_beside_it(kit: Kit) -> None:
     finished = await ended(kit, run.run_id)
     assert (finished["status"], finished["error"]["code"]) == ("failed", "expression_failed"), finished
     assert finished["error"]["node_id"] == "bad"
+
+
+async def test_a_cancellation_is_waited_for_where_it_says_so(kit: Kit) -> None:
+    await kit.agent("worker")
+    own_children = {"run_id": "context.run_id"}
+    definition = graph(
+        [
+            node(
+                "fan",
+                "spawn_group",
+                for_each="input.items",
+                targets=[{"target_agent_slug": "worker"}],
+                scope_subset=["read"],
+            ),
+            node("stop", "cancel_subtree", own_children, include_root=False, wait_s=30),
+        ],
+        "start -> fan",
+        "fan -> stop",
+        "stop -> end",
+    )
+    # More than are cancelled before the answer of a call that does not wait.
+    run = await start(kit, await graph_agent(kit, definition), {"items": list(range(150))})
+    output = (await ended(kit, run.run_id))["output"]
+    assert (output["state"], output["cancelled_count"]) == ("drained", 150)
 
 
 async def test_cancelling_the_run_stops_its_graph_and_its_children(kit: Kit) -> None:
