@@ -210,6 +210,7 @@ def context_of(tenant_id: UUID, run: Described, token: str) -> dict[str, object]
     """What a run is told of where it stands."""
     context: dict[str, object] = {
         "tenant_id": tenant_id,
+        "run_id": run.run_id,
         "root_run_id": run.root_run_id,
         "parent_run_id": run.parent_run_id,
         "parent_node_id": run.parent_node_id,
@@ -217,6 +218,7 @@ def context_of(tenant_id: UUID, run: Described, token: str) -> dict[str, object]
         "spawn_key": run.spawn_key,
         "orchestration_group_id": run.group_id,
         "requested_scopes": run.effective_scopes,
+        "surface": run.surface,
         "token": token,
     }
     if run.trace_parent is not None:

@@ -72,7 +72,7 @@ RETURNING l.run_id, l.attempt, l.expires_at
 # All but the lease never changes, so this needs no lock.
 DESCRIBE = """
 SELECT r.run_id, r.root_run_id, r.parent_run_id, r.parent_node_id, r.depth, r.spawn_key, r.orchestration_group_id,
-  r.agent_id, a.slug AS agent_slug, r.effective_scopes, l.input::text AS input, l.trace_parent,
+  r.agent_id, a.slug AS agent_slug, r.surface, r.effective_scopes, l.input::text AS input, l.trace_parent,
   d.deadline AS run_deadline, c.actors
 FROM unnest($2::uuid[]) AS q (run_id)
 JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
@@ -175,6 +175,7 @@ class Described:
     group_id: UUID | None
     agent_id: UUID
     agent_slug: str
+    surface: str
     effective_scopes: tuple[str, ...]
     input: str
     run_deadline: datetime | None
@@ -301,6 +302,7 @@ def _described(row: Record) -> Described:
         group_id=row["orchestration_group_id"],
         agent_id=row["agent_id"],
         agent_slug=row["agent_slug"],
+        surface=row["surface"],
         effective_scopes=tuple(row["effective_scopes"]),
         input=row["input"],
         run_deadline=row["run_deadline"],

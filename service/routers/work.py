@@ -35,12 +35,13 @@ class ClaimBody(Body):
 
 
 class ClaimedContext(Answer):
-    """Where the run stands, and the token with which to act as it.
+    """Where the run stands, the surface that it was made through, and the token with which to act as it.
 
     `traceparent` is there where the spawn was traced: a runtime sends it on with the run's own calls.
     """
 
     tenant_id: UUID
+    run_id: UUID
     root_run_id: UUID
     parent_run_id: UUID | None
     parent_node_id: str | None
@@ -48,6 +49,7 @@ class ClaimedContext(Answer):
     spawn_key: str | None
     orchestration_group_id: UUID | None
     requested_scopes: list[str]
+    surface: Literal["option_a_graphspec_v2", "option_b_runtime_primitives"]
     token: str
     traceparent: str | None = None
 

@@ -47,10 +47,14 @@ async def test_a_group_is_spawned_joined_and_judged(kit: Kit) -> None:
     finished = await ended(kit, run.run_id)
     assert finished["output"] == {"ok": True, "status": "completed_with_errors"}, finished
     context = played[0]["context"]
-    assert context["parent_run_id"] == run.run_id
-    assert context["parent_node_id"] == "fan"
+    assert played[0]["input"]["context"] == context
+    assert (context["tenant_id"], context["run_id"]) == (kit.tenant_id, played[0]["run_id"])
+    assert (context["root_run_id"], context["parent_run_id"]) == (run.run_id, run.run_id)
+    assert (context["parent_node_id"], context["depth"]) == ("fan", 1)
+    assert context["spawn_key"].startswith("fan:0:")
     assert context["orchestration_group_id"]
     assert context["requested_scopes"] == ["read"]
+    assert context["surface"] == "option_a_graphspec_v2"
 
 
 async def test_a_join_that_may_not_wait_is_pending_and_can_be_asked_again(kit: Kit) -> None:

@@ -46,6 +46,7 @@ async def test_a_claim_hands_over_all_that_a_worker_needs(kit: Kit, database: Da
     assert run["input"] == {"x": 1, "context": run["context"]}
     assert run["context"] == {
         "tenant_id": kit.tenant_id,
+        "run_id": run_id,
         "root_run_id": root.run_id,
         "parent_run_id": root.run_id,
         "parent_node_id": "n1",
@@ -53,6 +54,7 @@ async def test_a_claim_hands_over_all_that_a_worker_needs(kit: Kit, database: Da
         "spawn_key": "a",
         "orchestration_group_id": None,
         "requested_scopes": ["read"],
+        "surface": "option_b_runtime_primitives",
         "token": run["run_token"],
     }
     assert run["deadline"].endswith("Z")
