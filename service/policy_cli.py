@@ -472,4 +472,6 @@ def _flat(decision: Decision) -> dict[str, str]:
         f"reason {reason['code']} {reason.get('node_id', reason.get('target', ''))}".strip(): json.dumps(reason)
         for reason in document.pop("reasons")
     }
+    # What policy refuses because of a surface, the reasons tell; older records have nothing else of it.
+    document.pop("surface_enabled", None)
     return reasons | {name: json.dumps(value) for name, value in document.items()}

@@ -166,8 +166,13 @@ async def ask(database: Database, engine: PolicyEngine, asked: DecisionInput) ->
     Raises:
         PolicyUnavailableError: without an answer nothing is permitted; the failure is on record then.
     """
-    count_surface(asked)
-    return await answer(database, engine, asked)
+    try:
+        evaluated = await answer(database, engine, asked)
+    except PolicyUnavailableError:
+        count_surface(asked, None)
+        raise
+    count_surface(asked, evaluated.decision)
+    return evaluated
 
 
 async def answer(database: Database, engine: PolicyEngine, asked: DecisionInput) -> Evaluated:

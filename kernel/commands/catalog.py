@@ -57,7 +57,7 @@ class Tenants:
             return _found(changed or await catalog.find_tenant(session, tenant_id), f"tenant {tenant_id}")
 
     async def get(self, principal: Principal, tenant_id: UUID) -> Row:
-        """A tenant with its flags."""
+        """A tenant with its flags, which are null where it has set none."""
         check_reaches(principal, tenant_id)
         async with self._database.read() as session:
             return _found(await catalog.find_tenant(session, tenant_id), f"tenant {tenant_id}")

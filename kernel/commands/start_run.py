@@ -10,7 +10,7 @@ from kernel import metrics
 from kernel.commands import asking
 from kernel.commands.spawning.order import digest
 from kernel.commands.spawning.question import principal_facts
-from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, count_surface, denied, facts_changed
+from kernel.commands.spawning.refusals import MAX_ATTEMPTS, count_decisions, denied, facts_changed
 from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.domain.errors import NotFoundError, SpawnKeyConflictError
 from kernel.domain.events import EventType, Surface
@@ -98,11 +98,8 @@ class StartRunCommand:
             if facts is None:
                 raise NotFoundError(f"agent_id: there is no agent {request.agent_id}")
             question = _question(principal, request, facts)
-            if attempt == 0:
-                count_surface(question)
-            started = await self._commit(
-                request, question, await asking.answer(self._database, self._engine, question), facts
-            )
+            put = asking.ask if attempt == 0 else asking.answer
+            started = await self._commit(request, question, await put(self._database, self._engine, question), facts)
             if started is not None:
                 return started
         raise facts_changed()

@@ -54,19 +54,23 @@ class Facts(BaseModel):
 
 
 class SurfaceFlags(Facts):
-    """Which surfaces the tenant has switched on."""
+    """Which surfaces the tenant has switched on; None where it has set no flags."""
 
-    option_a_graphspec_v2: bool = True
-    option_b_runtime_primitives: bool = True
+    option_a_graphspec_v2: bool | None = True
+    option_b_runtime_primitives: bool | None = True
 
 
 class TenantFacts(Facts):
-    """The tenant; `time_zone` is an IANA name, for rules about the hour of the day."""
+    """The tenant; `time_zone` is an IANA name, for rules about the hour of the day.
+
+    With `platform_flags` it has set no flags of its own, and goes by the platform's.
+    """
 
     tenant_id: UUID
     slug: str
     time_zone: str = "UTC"
     flags: SurfaceFlags
+    platform_flags: bool = False
 
 
 class PrincipalFacts(Facts):
@@ -290,7 +294,7 @@ class Decision(Answer):
     """The answer to one question.
 
     `policy`, `limits` and `headroom` are present wherever there is an orchestrator in the question; `verdict` for
-    `evaluate_and_replan`.
+    `evaluate_and_replan`. `surface_enabled` tells of the question's surface, whatever the action.
     """
 
     allow: bool
@@ -300,3 +304,4 @@ class Decision(Answer):
     limits: Limits | None = None
     headroom: Headroom | None = None
     verdict: Verdict | None = None
+    surface_enabled: bool | None = None

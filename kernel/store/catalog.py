@@ -14,12 +14,12 @@ Row = Mapping[str, Any]
 
 
 async def find_tenant(session: ReadSession, tenant_id: UUID) -> Row | None:
-    """A tenant with its flags (both on where none are stored)."""
+    """A tenant with its flags (null where none are stored)."""
     statement = (
         select(
             tenants,
-            func.coalesce(tenant_flags.c.option_a_graphspec_v2, True).label("option_a"),
-            func.coalesce(tenant_flags.c.option_b_runtime_primitives, True).label("option_b"),
+            tenant_flags.c.option_a_graphspec_v2.label("option_a"),
+            tenant_flags.c.option_b_runtime_primitives.label("option_b"),
         )
         .outerjoin(tenant_flags, tenant_flags.c.tenant_id == tenants.c.tenant_id)
         .where(tenants.c.tenant_id == tenant_id)

@@ -245,12 +245,15 @@ def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
 
 
 def tenant_facts(row: Row, tenant_id: UUID) -> TenantFacts:
-    """A tenant from a row with `tenant_slug`, `time_zone` and the two flags (null where none are stored: both on)."""
-    flags = SurfaceFlags.known(
-        option_a_graphspec_v2=row["option_a"] is not False,
-        option_b_runtime_primitives=row["option_b"] is not False,
+    """A tenant from a row with `tenant_slug`, `time_zone` and the two flags (null where none are stored)."""
+    flags = SurfaceFlags.known(option_a_graphspec_v2=row["option_a"], option_b_runtime_primitives=row["option_b"])
+    return TenantFacts.known(
+        tenant_id=tenant_id,
+        slug=row["tenant_slug"],
+        time_zone=row["time_zone"],
+        flags=flags,
+        platform_flags=row["option_a"] is None,
     )
-    return TenantFacts.known(tenant_id=tenant_id, slug=row["tenant_slug"], time_zone=row["time_zone"], flags=flags)
 
 
 def _orchestrator(row: Row) -> Orchestrator:

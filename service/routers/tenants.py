@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, Field
 
 from kernel.commands.catalog import Row, Tenants, check_admin
+from kernel.commands.read_flags import ReadFlagsCommand
 from kernel.domain.errors import InvalidRequestError
 from service.dependencies import AdminDep, CallerDep, PolicyWriteDep, ServicesDep
 from service.wire import Answer, Body, Json, Name, Scope, Seconds, Slug, make_router
@@ -116,8 +117,9 @@ async def create_token(tenant_id: UUID, body: NewToken, principal: AdminDep, ser
 
 @router.get("/tenants/{tenant_id}/flags", response_model=Flags)
 async def read_flags(tenant_id: UUID, principal: PolicyWriteDep, services: ServicesDep) -> Json:
-    """Which surfaces the tenant has on."""
-    return Json(_flags(await Tenants(services.database).get(principal, tenant_id)))
+    """Which surfaces the tenant has on; one that has set none goes by the platform's defaults."""
+    flags = await ReadFlagsCommand(services.database, services.engine).execute(principal, tenant_id)
+    return Json({surface.value: on for surface, on in flags.items()})
 
 
 @router.put("/tenants/{tenant_id}/flags", response_model=Flags)
@@ -125,10 +127,6 @@ async def put_flags(tenant_id: UUID, body: Flags, principal: PolicyWriteDep, ser
     """Switch surfaces on or off. Off denies new work at once and lets what is running end."""
     await Tenants(services.database).put_flags(principal, tenant_id, body.model_dump())
     return Json(body.model_dump())
-
-
-def _flags(row: Row) -> dict[str, bool]:
-    return {"option_a_graphspec_v2": row["option_a"], "option_b_runtime_primitives": row["option_b"]}
 
 
 def _render(row: Row) -> dict[str, object]:

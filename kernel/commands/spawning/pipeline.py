@@ -142,20 +142,24 @@ class SpawnPipeline:
         if not questions:
             return {}
         asked = [prepared.question for prepared in questions.values()]
-        for number in questions.keys() - work.counted:
-            count_surface(questions[number].question)
-            work.counted.add(number)
+        uncounted = questions.keys() - work.counted
+        work.counted |= uncounted
         try:
             answers = await self._put(asked)
         except PolicyUnavailableError as error:
             refusals = [records.record_failure(question, error.detail, 0.0) for question in asked]
+            for number in uncounted:
+                count_surface(questions[number].question, None)
             for number in questions:
                 work.outcomes[number] = error
             async with self._database.write() as session:
                 await decisions.append(session, *refusals)
             count_decisions(refusals)
             return {}
-        return dict(zip(questions, answers, strict=True))
+        answered = dict(zip(questions, answers, strict=True))
+        for number in uncounted:
+            count_surface(questions[number].question, answered[number].decision)
+        return answered
 
     async def _put(self, questions: Sequence[DecisionInput]) -> list[Evaluated]:
         if len(questions) == 1:

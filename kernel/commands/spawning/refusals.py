@@ -6,7 +6,7 @@ from uuid import UUID
 from kernel import metrics
 from kernel.domain.errors import FactsChangedError, LeaseLostError, PolicyDeniedError, RemitError, RunCancelledError
 from kernel.domain.fences import Fence
-from kernel.policy.contract import DecisionInput
+from kernel.policy.contract import Decision, DecisionInput
 from kernel.policy.records import DecisionRecord
 
 # How often the catalog may change under a call before it is told so.
@@ -67,11 +67,18 @@ def count_refusal(error: RemitError, tenant_slug: str, action: str) -> None:
         metrics.LEASES_LOST.labels(metrics.tenant_label(tenant_slug), action).inc()
 
 
-def count_surface(question: DecisionInput) -> None:
-    """Count a request by its surface, and by whether the tenant has it on; once, however often policy is asked."""
-    label = metrics.tenant_label(question.tenant.slug)
-    for enabled in (True, False):
+def count_surface(question: DecisionInput, decision: Decision | None) -> None:
+    """Count a request by its surface, and by whether that is on; once, however often policy is asked.
+
+    Of a tenant that has set no flags only a decision tells.
+    """
+    label, surface = metrics.tenant_label(question.tenant.slug), question.surface.value
+    enabled = getattr(question.tenant.flags, surface)
+    if enabled is None and decision is not None:
+        enabled = decision.surface_enabled
+    if enabled is None:
+        metrics.SURFACE_REQUESTS.labels(label, surface, "unknown").inc()
+        return
+    for each in (True, False):
         # The other one at 0, as with decisions.
-        metrics.SURFACE_REQUESTS.labels(label, question.surface.value, str(enabled).lower()).inc(
-            enabled == getattr(question.tenant.flags, question.surface.value)
-        )
+        metrics.SURFACE_REQUESTS.labels(label, surface, str(each).lower()).inc(each == enabled)

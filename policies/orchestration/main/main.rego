@@ -11,37 +11,43 @@ import data.orchestration.replan
 import data.orchestration.retrieve
 import data.orchestration.spawn
 import data.orchestration.start
+import data.orchestration.surface
 
 # METADATA
 # title: Decision
-# description: The answer to one question. One that no action's package answers is denied.
-# scope: document
+# description: The answer to one question, and whether the surface that it came through is on.
 # entrypoint: true
-default decision := {
+decision := object.union(answer, {"surface_enabled": surface.on})
+
+# METADATA
+# title: Answer
+# description: What the action's package answers. A question that none answers is denied.
+# scope: document
+default answer := {
 	"allow": false,
 	"reasons": [{"code": "unknown_action", "message": "no rule decides about this action"}],
 	"effective_scopes": [],
 }
 
-decision := start.decision if input.action == "start_run"
+answer := start.decision if input.action == "start_run"
 
-decision := spawn.decision if input.action == "spawn_run"
+answer := spawn.decision if input.action == "spawn_run"
 
-decision := spawn.decision if input.action == "spawn_group"
+answer := spawn.decision if input.action == "spawn_group"
 
-decision := spawn.decision if input.action == "agent_call"
+answer := spawn.decision if input.action == "agent_call"
 
-decision := join.decision if input.action == "join"
+answer := join.decision if input.action == "join"
 
-decision := cancel.decision if input.action == "cancel_subtree"
+answer := cancel.decision if input.action == "cancel_subtree"
 
-decision := replan.decision if input.action == "evaluate_and_replan"
+answer := replan.decision if input.action == "evaluate_and_replan"
 
-decision := query.decision if input.action == "query_tree"
+answer := query.decision if input.action == "query_tree"
 
-decision := graph.decision if input.action == "compile_graph"
+answer := graph.decision if input.action == "compile_graph"
 
-decision := retrieve.decision if input.action == "retrieve"
+answer := retrieve.decision if input.action == "retrieve"
 
 # METADATA
 # title: Decisions
@@ -49,7 +55,7 @@ decision := retrieve.decision if input.action == "retrieve"
 # entrypoint: true
 # schemas:
 #   - input: schema.inputs
-decisions := [answer |
+decisions := [answered |
 	some question in input.requests
-	answer := decision with input as question
+	answered := decision with input as question
 ]

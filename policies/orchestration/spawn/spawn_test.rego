@@ -38,6 +38,7 @@ test_denials[name] if {
 		"surface off": ["/tenant/flags/option_b_runtime_primitives", false, "surface_disabled"],
 		"surface unknown": ["/surface", "option_c", "surface_disabled"],
 		"no flags": ["/tenant/flags", {}, "surface_disabled"],
+		"of no one knows whom": ["/tenant", {"flags": {}, "platform_flags": "yes"}, "surface_disabled"],
 		"another run's token": ["/principal", {"kind": "run", "run_id": "another"}, "outside_remit"],
 		"no kind of principal": ["/principal", {}, "outside_remit"],
 		"no scopes": ["/request/scopes", [], "scope_required"],

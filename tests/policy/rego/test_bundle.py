@@ -17,7 +17,7 @@ def test_the_bundle_holds_rules_and_their_data_only(opa: Opa, tmp_path: Path) ->
         document = json.load(data)
     assert {name for name in names if not name.endswith(".rego")} == {"data.json", ".manifest"}
     assert set(document) == {"orchestration"}
-    assert set(document["orchestration"]) == {"defaults", "thresholds"}
+    assert set(document["orchestration"]) == {"defaults", "surfaces", "thresholds"}
 
 
 def test_the_capabilities_are_those_of_this_opa_less_what_reaches_out_or_is_not_a_function(opa: Opa) -> None:
