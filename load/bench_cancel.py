@@ -21,8 +21,9 @@ from load.subject import Subject, running, wrk
 SIZES = (10, 1_000, 100_000)
 LARGEST = 100_000
 GROUP = 10_000
-# Orchestrators in a chain, the runs below the last: each is fenced once, from the lowest up.
-CHAIN = 30
+# So many runs are planted for each size, if that makes enough trees, and so many trees at least.
+PLANTED, FEWEST = 30_000, 5
+MOST = 30
 SMALL = 10
 BESIDE_SPAWNS_S = 6
 RATE = 500
@@ -67,10 +68,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Tree:
-    """A root, orchestrators in a chain below it, and runs below the last of them."""
+    """A root, a branch below it, and runs below that."""
 
     root: str
-    chain: list[str]
+    branch: str
 
 
 def p99(milliseconds: list[float]) -> float:
@@ -83,15 +84,13 @@ def told(milliseconds: list[float]) -> str:
     return f"median {statistics.median(milliseconds):.1f} ms, p99 {p99(milliseconds):.1f} ms"
 
 
-async def plant(subject: Subject, size: int, *, chain: int = 1) -> Tree:
+async def plant(subject: Subject, size: int) -> Tree:
     """Grow a tree, in groups of at most 10,000."""
     (root,) = await subject.roots(1)
-    links: list[str] = []
-    for _ in range(chain):
-        links.append(await subject.spawn(links[-1] if links else root, "orchestrator"))
+    branch = await subject.spawn(root, "orchestrator")
     for left in range(size, 0, -GROUP):
-        await subject.group(links[-1], min(left, GROUP))
-    return Tree(root, links)
+        await subject.group(branch, min(left, GROUP))
+    return Tree(root, branch)
 
 
 async def cancel(subject: Subject, caller: str, run_id: str, **more: object) -> tuple[float, str]:
@@ -115,11 +114,11 @@ async def drained(subject: Subject, cancellation_id: str) -> tuple[int, float]:
 
 
 async def fences_over(subject: Subject, size: int) -> list[float]:
-    """Milliseconds per fence over so many descendants, one after the other, each drained before the next."""
-    tree = await plant(subject, size, chain=CHAIN)
+    """Milliseconds per fence over so many active descendants, each drained before the next is set."""
     milliseconds = []
-    for link in reversed(tree.chain):
-        took, cancellation_id = await cancel(subject, tree.root, link)
+    for _ in range(min(MOST, max(FEWEST, PLANTED // size))):
+        tree = await plant(subject, size)
+        took, cancellation_id = await cancel(subject, tree.root, tree.branch)
         milliseconds.append(took)
         await drained(subject, cancellation_id)
     return milliseconds
@@ -192,7 +191,7 @@ async def drain(subject: Subject, table: Table) -> None:
     await connection.execute("VACUUM ANALYZE agent_runs, run_trees, orchestration_groups")
     before = memory.look()
     async with memory.watched():
-        took, cancellation_id = await cancel(subject, alone.root, alone.chain[0])
+        took, cancellation_id = await cancel(subject, alone.root, alone.branch)
         runs, seconds = await drained(subject, cancellation_id)
     started = time.perf_counter()
     await connection.execute(FLAT_UPDATE, subject.tenant_id, twin.root)
@@ -203,7 +202,7 @@ async def drain(subject: Subject, table: Table) -> None:
     grown = max(memory.seen) - before
     table.add_row("memory of the service meanwhile", f"{grown:+.0f} MiB at most", f"of {before:.0f} MiB before")
     quiet = await spawns_until(subject, tree.root, None)
-    _, cancellation_id = await cancel(subject, tree.root, tree.chain[0])
+    _, cancellation_id = await cancel(subject, tree.root, tree.branch)
     ending = asyncio.ensure_future(drained(subject, cancellation_id))
     during = await spawns_until(subject, tree.root, ending)
     runs, seconds = await ending
@@ -220,7 +219,7 @@ async def main() -> None:
     table = Table("what", "figure", "beside", title="cancelling")
     async with running() as subject:
         warm = await plant(subject, GROUP)
-        await drained(subject, (await cancel(subject, warm.root, warm.chain[0]))[1])
+        await drained(subject, (await cancel(subject, warm.root, warm.branch))[1])
         await drain(subject, table)
         await compare_sizes(subject, table)
         await beside_spawns(subject, table)
