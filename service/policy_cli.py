@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import policies
-from kernel.policy.bundle import CAPABILITIES, ENTRYPOINTS, BundleError, revision_of
+from kernel.policy.bundle import CAPABILITIES, ENTRYPOINTS, TEST_TIMEOUT, BundleError, revision_of
 from kernel.policy.contract import Decision, DecisionInput
 from service.embedded.errors import EmbeddedError
 from service.embedded.opa import find_or_build_opa
@@ -63,13 +63,15 @@ def run_policy_tests(
     """Run the tests beside the policies, and show which lines they cover."""
     tool = _Opa.find(opa, policy_dir)
     selection = ["--run", run] if run is not None else []
-    results = tool.run("test", "--bundle", ".", "--format", "pretty", *selection)
+    results = tool.run("test", "--bundle", ".", "--timeout", TEST_TIMEOUT, "--format", "pretty", *selection)
     if results.code != 0:
         err.print(Text(results.text), soft_wrap=True)
         raise typer.Exit(1)
     out.print(Text(results.text), soft_wrap=True)
 
-    measured = tool.run("test", "--bundle", ".", "--coverage", "--format", "json", *selection)
+    measured = tool.run(
+        "test", "--bundle", ".", "--timeout", TEST_TIMEOUT, "--coverage", "--format", "json", *selection
+    )
     report = _Coverage.model_validate_json(measured.output)
     table = Table(Column("file", overflow="fold"), "covered", "lines not covered", title="Coverage")
     for name, file in sorted(report.files.items()):
