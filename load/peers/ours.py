@@ -95,7 +95,7 @@ async def settle(subject: Subject) -> None:
 async def _cancel(subject: Subject, tree: Tree) -> tuple[int, float, float]:
     """Runs cancelled, milliseconds until it was acknowledged, seconds until all of them were."""
     sent = time.time()
-    milliseconds, cancellation_id = await cancel(subject, tree.root, tree.chain[0])
+    milliseconds, cancellation_id = await cancel(subject, tree.root, tree.branch)
     await drained(subject, cancellation_id)
     shown = await subject.client.get(f"/internal/orchestration/cancellations/{cancellation_id}")
     # By the database's clock, which is this machine's: how often we ask does not count.
