@@ -130,13 +130,13 @@ WITH changed AS (
     AND ($4::timestamptz IS NULL OR r.status = 'queued' OR $4 <= clock_timestamp() OR NOT EXISTS (
       SELECT 1 FROM run_leases l
       WHERE l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.expires_at > clock_timestamp()))
-  RETURNING r.run_id, r.orchestration_group_id AS group_id, old.status AS before
+  RETURNING r.run_id, r.orchestration_group_id AS group_id, r.spawned_seq, r.ordinal, old.status AS before
 ), told AS (
   INSERT INTO run_events (tenant_id, root_run_id, seq, type, surface, run_id, subjects, data)
   SELECT $1, $5, $3, $6, $7, $8, c.run_ids, json_build_object(
     'reason', $9::text, 'cancelled_run_ids', to_json(c.run_ids), 'count', cardinality(c.run_ids),
     'include_root', $10::boolean, 'cancellation_id', $11::uuid, 'orchestration_group_id', $12::uuid)
-  FROM (SELECT array_agg(run_id) AS run_ids FROM changed) c WHERE c.run_ids IS NOT NULL
+  FROM (SELECT array_agg(run_id ORDER BY spawned_seq, ordinal) AS run_ids FROM changed) c WHERE c.run_ids IS NOT NULL
 ), due AS (
   DELETE FROM run_deadlines WHERE tenant_id = $1 AND run_id = ANY (ARRAY(SELECT run_id FROM changed))
 ), held AS (
@@ -151,7 +151,8 @@ WITH changed AS (
   UPDATE cancellations SET cancelled_count = cancelled_count + (SELECT count(*) FROM changed)
   WHERE tenant_id = $1 AND cancellation_id = $11 AND EXISTS (SELECT FROM changed)
 )
-SELECT group_id, before, count(*)::int AS runs, (array_agg(run_id))[:$13] AS first FROM changed GROUP BY 1, 2
+SELECT group_id, before, count(*)::int AS runs, (array_agg(run_id ORDER BY spawned_seq, ordinal))[:$13] AS first
+FROM changed GROUP BY 1, 2
 """
 
 # Of a chunk, the runs that are active and left alone: under a grace, with a worker that may still acknowledge.

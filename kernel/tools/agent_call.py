@@ -187,6 +187,7 @@ async def _ended(session: ReadSession, tenant_id: UUID, row: Row, fence: Fence |
         output=row["output"],
         context={
             "tenant_id": str(tenant_id),
+            "run_id": str(row["run_id"]),
             "root_run_id": str(row["root_run_id"]),
             "parent_run_id": str(row["parent_run_id"]),
             "parent_node_id": row["parent_node_id"],
@@ -194,6 +195,7 @@ async def _ended(session: ReadSession, tenant_id: UUID, row: Row, fence: Fence |
             "spawn_key": row["spawn_key"],
             "orchestration_group_id": None,
             "requested_scopes": list(row["effective_scopes"]),
+            "surface": row["surface"],
         },
         error=error,
         repeated=repeated,
