@@ -4,7 +4,6 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from time import perf_counter
 
 import pytest
 
@@ -40,14 +39,14 @@ async def own_opa(
 
 async def test_a_frozen_opa_is_refused_in_time_and_used_again_when_it_thaws(own_opa: OpaProcess) -> None:
     causes: list[str] = []
-    async with OpaEngine(own_opa.address, timeout_s=0.3, on_failure=causes.append) as engine:
+    async with OpaEngine(own_opa.address, timeout_s=1, on_failure=causes.append) as engine:
         assert (await engine.decide(spawn())).decision.allow
         own_opa.signal(signal.SIGSTOP)
         try:
-            started = perf_counter()
-            answers = await asyncio.gather(*(engine.decide(spawn()) for _ in range(100)), return_exceptions=True)
+            # Together, in about a second; one after the other, or one batch of turns after the other, it would be many.
+            async with asyncio.timeout(15):
+                answers = await asyncio.gather(*(engine.decide(spawn()) for _ in range(100)), return_exceptions=True)
             assert all(isinstance(answer, PolicyUnavailableError) for answer in answers)
-            assert perf_counter() - started < 1
             assert len(causes) == 100
             assert set(causes) <= {"timeout", "saturated"}
         finally:
@@ -62,10 +61,9 @@ async def test_a_killed_opa_is_refused_at_once_and_used_again_when_it_is_back(ow
         assert (await engine.decide(spawn())).decision.allow
         assert await engine.is_ready()
         await own_opa.kill()
-        started = perf_counter()
         with pytest.raises(PolicyUnavailableError, match=str(own_opa.address.port)):
             await engine.decide(spawn())
-        assert perf_counter() - started < 0.5
+        # At once: not one whose time ran out.
         assert causes == ["unreachable"]
         assert not await engine.is_ready()
         await own_opa.start()
