@@ -100,20 +100,23 @@ LIMIT 1
 """
 
 # The members that had not ended before the fence, and all below them, as far as the fence has cancelled them or will.
-# Without an order, so that the walk ends with the last row that is wanted.
+# The order of the tree comes after the limit, so that the walk ends with the last row that is wanted.
 LOSERS = f"""
 WITH RECURSIVE below AS (
-  SELECT r.tenant_id, r.run_id, r.status, r.finalized_seq
+  SELECT r.tenant_id, r.run_id, r.status, r.spawned_seq, r.ordinal, r.finalized_seq
   FROM orchestration_groups g JOIN agent_runs r ON {MEMBER}
   WHERE g.tenant_id = $1 AND g.group_id = $2 AND (r.finalized_seq IS NULL OR r.finalized_seq >= $3)
   UNION ALL
-  SELECT r.tenant_id, r.run_id, r.status, r.finalized_seq
+  SELECT r.tenant_id, r.run_id, r.status, r.spawned_seq, r.ordinal, r.finalized_seq
   FROM below b
   JOIN agent_runs r ON r.tenant_id = b.tenant_id AND r.parent_run_id = b.run_id
 )
-SELECT run_id FROM below
-WHERE status IN ('queued', 'running', 'paused') OR (status = 'cancelled' AND finalized_seq >= $3)
-LIMIT $4
+SELECT run_id FROM (
+  SELECT run_id, spawned_seq, ordinal FROM below
+  WHERE status IN ('queued', 'running', 'paused') OR (status = 'cancelled' AND finalized_seq >= $3)
+  LIMIT $4
+) losers
+ORDER BY spawned_seq, ordinal
 """
 
 MAX_LISTED = 1_000

@@ -186,7 +186,9 @@ async def test_a_pass_that_drains_is_a_trace_and_one_that_finds_nothing_is_none(
     measured = (await traced.api.call("GET", "/metrics", headers={"Accept": accept})).text
     examples = [line for line in measured.splitlines() if line.startswith("remit_cancel_drain_seconds_bucket")]
     assert any(f'# {{trace_id="{trace_of(drain[0])}"}}' in line for line in examples)
-    assert not [span for span in spans.get_finished_spans() if span.name.startswith("loop time_out")]
+    # A pass may time out what another test has left; none that timed nothing out is a trace.
+    timeouts = [span for span in spans.get_finished_spans() if span.name.startswith("loop time_out")]
+    assert all((span.attributes or {}).get("remit.settled") for span in timeouts)
 
 
 async def test_without_tracing_a_graph_hands_down_the_traceparent_that_its_run_was_started_with(
