@@ -8,31 +8,14 @@ from uuid import UUID
 import pytest
 
 from kernel.commands.spawning.combiner import SpawnCombiner
-from kernel.commands.spawning.order import ChildOrder, SpawnOrder, TargetRef
 from kernel.commands.spawning.pipeline import SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns
 from kernel.domain.errors import SpawnKeyConflictError, TenantSaturatedError
-from kernel.domain.events import Surface
-from kernel.domain.principal import Principal
-from kernel.policy.contract import Action
 from kernel.policy.opa import OpaEngine
 from kernel.store.engine import Database
 from service.dependencies import Services
-from tests.kit import Kit, Run, done, refused
-
-
-def order(kit: Kit, caller: Run, key: str) -> SpawnOrder:
-    tenant_id = UUID(kit.tenant_id)
-    return SpawnOrder(
-        action=Action.SPAWN_RUN,
-        surface=Surface.RUNTIME_PRIMITIVES,
-        principal=Principal("tenant", tenant_id, frozenset({"agents.execute"}), ("*",)),
-        tenant_id=tenant_id,
-        caller_run_id=UUID(caller.run_id),
-        key=key,
-        children=(ChildOrder(TargetRef(slug="worker"), {}),),
-        scopes=("read",),
-    )
+from tests.kit import Kit, done, refused
+from tests.orchestration_runtime_primitives.orders import order
 
 
 async def test_beyond_its_own_bound_of_active_runs_a_tenant_waits_and_others_do_not(

@@ -1,7 +1,8 @@
 """Concurrent spawns of one process share questions and transactions.
 
-Nothing waits for company: an order that finds a free lane leaves at once, alone, so one client pays nothing. Orders
-that arrive while the lanes are busy leave together with the next free one.
+An order that finds nothing under way leaves at once, alone, so one client pays nothing. While batches are under way,
+the next one leaves when it is as large as they are together: what a batch costs beside its orders (two reads, a lock,
+a question) is then shared by as many as come, and the lanes carry equal parts. None waits longer than `MAX_WAIT_S`.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from kernel.policy.engine import Evaluated
 MAX_ORDERS = 64
 MAX_CHILDREN = 256
 MAX_KNOWN_ROOTS = 100_000
+# How long an order that could leave waits for company, where batches are under way.
+MAX_WAIT_S = 0.01
 
 
 @dataclass(slots=True)
@@ -64,6 +67,8 @@ class SpawnCombiner:
         self._queues: OrderedDict[UUID, deque[_Waiting]] = OrderedDict()
         self._busy: set[tuple[UUID, UUID]] = set()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._orders_under_way = 0
+        self._patience: asyncio.TimerHandle | None = None
         # Which tree a caller is in is known once it has spawned; until then its own id stands for its tree, which is
         # only a guess about contention: the lock decides.
         self._roots: OrderedDict[UUID, UUID] = OrderedDict()
@@ -125,14 +130,27 @@ class SpawnCombiner:
             await asyncio.wait(self._under_way)
 
     def _dispatch(self) -> None:
-        while len(self._under_way) < self._lanes:
-            batch = self._take()
-            if not batch:
+        while self._queues and len(self._under_way) < self._lanes:
+            if sum(map(len, self._queues.values())) < self._orders_under_way:
+                # Without it one tenant's slow batch would keep the few orders of all others.
+                if self._patience is None:
+                    self._patience = asyncio.get_running_loop().call_later(MAX_WAIT_S, self._leave)
                 return
+            if not self._leave():
+                return
+
+    def _leave(self) -> bool:
+        """Let a batch go, however small; whether there was one."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        batch = self._take()
+        if batch:
             keys = {self._tree_of(waiting.order) for waiting in batch}
             self._busy |= keys
-            task = asyncio.create_task(self._execute(batch, keys), context=batch[0].context)
-            self._under_way.add(task)
+            self._orders_under_way += len(batch)
+            self._under_way.add(asyncio.create_task(self._execute(batch, keys), context=batch[0].context))
+        return bool(batch)
 
     def _take(self) -> list[_Waiting]:
         """One order of each tenant in turn, passing over trees that are busy, until the batch is full."""
@@ -175,6 +193,7 @@ class SpawnCombiner:
                 self.in_flight.leave(waiting.order.tenant_id)
                 _answer(waiting.answer, outcome)
             self._busy -= keys
+            self._orders_under_way -= len(batch)
             task = asyncio.current_task()
             if task is not None:
                 self._under_way.discard(task)
