@@ -378,8 +378,12 @@ async def list_runs(session: ReadSession, target: OpenFence) -> Listed:
 
 
 def chunk(listed: Listed, after: int) -> Chunk:
-    """The next runs of a list, at most `CHUNK_RUNS`."""
-    return Chunk(listed, after, min(CHUNK_RUNS, listed.active - after))
+    """The next runs of a list: `CHUNK_RUNS`, or all that are left where they are hardly more.
+
+    A group of 1,000 and its parent are no two transactions.
+    """
+    left = listed.active - after
+    return Chunk(listed, after, left if left <= CHUNK_RUNS * 5 // 4 else CHUNK_RUNS)
 
 
 async def cancel(session: WriteSession, target: OpenFence, part: Chunk, *, seq: int, keep_ids: int) -> Changed:
