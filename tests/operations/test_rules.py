@@ -20,6 +20,7 @@ UNIT_TESTS = sorted((DEPLOY / "prometheus" / "tests").glob("*.yaml"))
 RUNBOOK = DEPLOY / "RUNBOOK.md"
 # What the alerts are there for; a new one joins the list when it has its section and its tests.
 WANTED = {
+    "RemitApiAbsent",
     "RemitAvailabilityBurnFast",
     "RemitAvailabilityBurnSlow",
     "RemitFailClosedBurnFast",
