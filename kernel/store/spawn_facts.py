@@ -202,6 +202,25 @@ SELECT json_build_object(
 """
 
 
+# Of some prefixes, those under which a run that is of no such group has a member's key.
+MEMBERS_TAKEN = """
+SELECT q.tenant_id, q.parent_run_id, q.prefix
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[]) AS q (tenant_id, parent_run_id, prefix, size)
+WHERE EXISTS (
+  SELECT FROM generate_series(0, q.size - 1) AS m (ordinal)
+  JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.parent_run_id = q.parent_run_id
+    AND r.spawn_key = q.prefix || ':' || m.ordinal)
+"""
+
+
+async def members_taken(session: ReadSession, groups: Mapping[SpawnKey, int]) -> set[SpawnKey]:
+    """Of groups that are not there yet, given with their sizes, those of whose members one has a key that is taken."""
+    if not groups:
+        return set()
+    rows = await session.driver.fetch(MEMBERS_TAKEN, *columns(((*key, size) for key, size in groups.items()), 4))
+    return {(row["tenant_id"], row["parent_run_id"], row["prefix"]) for row in rows}
+
+
 async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
     """Load what is known; what belongs to another tenant is absent, like what does not exist."""
     document: dict[str, Any] = await session.driver.fetchval(

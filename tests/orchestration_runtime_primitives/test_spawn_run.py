@@ -166,6 +166,32 @@ async def test_a_dry_run_tells_the_headroom_and_writes_nothing(kit: Kit) -> None
     assert done(await kit.spawn(root, "a"))["idempotent"] is False
 
 
+async def test_a_dry_run_of_a_group_meets_the_keys_that_the_call_would_meet(kit: Kit) -> None:
+    root, _ = await kit.team(max_fanout=4)
+    done(await kit.spawn(root, "a:2"))
+    path = "/internal/orchestration/spawn-group"
+
+    def group(size: int) -> dict[str, object]:
+        return {
+            "caller_run_id": root.run_id,
+            "targets": [{"target_agent_slug": "worker"}] * size,
+            "scope_subset": ["read"],
+            "idempotency_key_prefix": "a",
+        }
+
+    # Policy comes first, as it does in the call.
+    denied = done(await kit.api.post(f"{path}?dry_run=true", group(4)))
+    assert (denied["allow"], reason_codes(denied)) == (False, ["max_fanout_exceeded"])
+    assert reason_codes(refused(await kit.api.post(path, group(4)), 403, "policy_denied")) == ["max_fanout_exceeded"]
+    assert done(await kit.api.post(f"{path}?dry_run=true", group(2)))["allow"] is True
+    conflicts = [
+        refused(await kit.api.post(path + query, group(3)), 409, "spawn_key_conflict")
+        for query in ("?dry_run=true", "")
+    ]
+    assert conflicts[0]["fields"] == conflicts[1]["fields"] == ["idempotency_key_prefix"]
+    assert conflicts[0]["detail"] == conflicts[1]["detail"]
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -114,6 +114,8 @@ class SpawnPipeline:
             covered = await fences.covered(
                 session, (_place(prepared) for prepared in questions.values() if prepared.caller.open_fences)
             )
+            groups = [prepared.order for prepared in questions.values() if prepared.order.join is not None]
+            taken = await spawn_facts.members_taken(session, {order.spawn_key: len(order.children) for order in groups})
         for number, prepared in list(questions.items()):
             order = prepared.order
             fence = covered.get((order.tenant_id, order.caller_run_id))
@@ -122,7 +124,11 @@ class SpawnPipeline:
                 del questions[number]
         if questions:
             asked = [prepared.question for prepared in questions.values()]
-            previews |= zip(questions, await self._put(asked), strict=True)
+            answers = await self._put(asked)
+            for (number, prepared), evaluated in zip(questions.items(), answers, strict=True):
+                # As in the commit, a key that is taken comes up only where policy allows.
+                is_taken = evaluated.decision.allow and prepared.order.spawn_key in taken
+                previews[number] = _key_taken(prepared.order) if is_taken else evaluated
         return [previews[number] for number in range(len(batch))]
 
     async def find(self, batch: Sequence[SpawnOrder]) -> list[Spawned | RemitError | None]:
@@ -255,11 +261,14 @@ def _prepare(work: _Batch, pending: list[int], facts: SpawnFacts) -> dict[int, P
 def _conflict(order: SpawnOrder, error: pg.IntegrityConstraintViolationError) -> RemitError:
     """What a violated constraint means; one that means nothing to a caller is raised."""
     if getattr(error, "constraint_name", None) in {"agent_runs_spawn_key", "orchestration_groups_spawn_key"}:
-        return SpawnKeyConflictError(
-            f"{order.key_field}: {order.key!r} makes a key that another run of this caller has",
-            fields=[order.key_field],
-        )
+        return _key_taken(order)
     raise error
+
+
+def _key_taken(order: SpawnOrder) -> SpawnKeyConflictError:
+    return SpawnKeyConflictError(
+        f"{order.key_field}: {order.key!r} makes a key that another run of this caller has", fields=[order.key_field]
+    )
 
 
 def _count(prepared: Prepared, outcome: Outcome) -> None:
