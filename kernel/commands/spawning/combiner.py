@@ -65,6 +65,7 @@ class SpawnCombiner:
         self._previews: Lanes[tuple[UUID, int], SpawnOrder, Preview] = Lanes(self._preview)
         self._repeats: Lanes[UUID, SpawnOrder, Spawned | None] = Lanes(self._find)
         self._queues: OrderedDict[UUID, deque[_Waiting]] = OrderedDict()
+        self._queued = 0
         self._busy: set[tuple[UUID, UUID]] = set()
         self._under_way: set[asyncio.Task[None]] = set()
         self._orders_under_way = 0
@@ -90,6 +91,7 @@ class SpawnCombiner:
         self.in_flight.enter(order.tenant_id)
         waiting = _Waiting(order, asyncio.get_running_loop().create_future(), copy_context())
         self._queues.setdefault(order.tenant_id, deque()).append(waiting)
+        self._queued += 1
         self._dispatch()
         outcome = await waiting.answer
         if isinstance(outcome, RemitError):
@@ -130,8 +132,8 @@ class SpawnCombiner:
             await asyncio.wait(self._under_way)
 
     def _dispatch(self) -> None:
-        while self._queues and len(self._under_way) < self._lanes:
-            if sum(map(len, self._queues.values())) < self._orders_under_way:
+        while self._queued and len(self._under_way) < self._lanes:
+            if self._queued < self._orders_under_way:
                 # Without it one tenant's slow batch would keep the few orders of all others.
                 if self._patience is None:
                     self._patience = asyncio.get_running_loop().call_later(MAX_WAIT_S, self._leave)
@@ -148,6 +150,7 @@ class SpawnCombiner:
         if batch:
             keys = {self._tree_of(waiting.order) for waiting in batch}
             self._busy |= keys
+            self._queued -= len(batch)
             self._orders_under_way += len(batch)
             self._under_way.add(asyncio.create_task(self._execute(batch, keys), context=batch[0].context))
         return bool(batch)
