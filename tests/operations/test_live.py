@@ -17,13 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from kernel.metrics import MAX_TENANT_LABELS, OTHER_TENANTS
 from tests.conftest import Servers
 from tests.kit import Kit, done
-from tests.operations.conftest import POLL_S, ROOT, START_S, Service, free_port, running, scraping
+from tests.operations.conftest import POLL_S, ROOT, START_S, Prometheus, Service, free_port, running, scraping
 from tests.operations.expressions import of_dashboards
 from tests.operations.traffic import Traffic
 
 pytestmark = pytest.mark.xdist_group("operations")
 
 TRAFFIC_S = 16.0
+SCRAPES = 4
 
 # The wire contract: each name with its labels, and what was added to it for the panels.
 CONTRACT = {
@@ -76,12 +77,13 @@ async def test_every_expression_of_the_dashboards_says_something_of_a_service_at
 
     async with scraping(tmp_path, service.url.removeprefix("http://")) as prometheus:
         await traffic.run(TRAFFIC_S, halfway=fail_closed)
-        answers = await asyncio.gather(*(prometheus.ask(expression.text) for expression in of_dashboards()))
-        silent = [
-            f"{expression.where}: {expression.text}"
-            for expression, answer in zip(of_dashboards(), answers, strict=True)
-            if not answer or all(series["value"][1] == "NaN" for series in answer)
-        ]
+        # A rate takes two scrapes of what has come last.
+        silent = ["nothing was asked"]
+        for _ in range(SCRAPES):
+            silent = await _silent(prometheus)
+            if not silent:
+                break
+            await asyncio.sleep(1)
         assert silent == []
         broken = [rule for rule in await prometheus.rules() if rule["health"] == "err"]
         assert broken == []
@@ -290,6 +292,16 @@ def _each(text: str) -> Iterator[tuple[tuple[str, frozenset[tuple[str, str]]], f
         for sample in family.samples:
             if sample.name.startswith("remit_"):
                 yield (sample.name, frozenset(sample.labels.items())), sample.value
+
+
+async def _silent(prometheus: Prometheus) -> list[str]:
+    """The expressions of the dashboards that have no value now."""
+    answers = await asyncio.gather(*(prometheus.ask(expression.text) for expression in of_dashboards()))
+    return [
+        f"{expression.where}: {expression.text}"
+        for expression, answer in zip(of_dashboards(), answers, strict=True)
+        if not answer or all(series["value"][1] == "NaN" for series in answer)
+    ]
 
 
 async def _until(service: Service, name: str, value: float, **labels: str) -> None:

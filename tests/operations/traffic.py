@@ -18,8 +18,10 @@ class Traffic:
     flagged: Kit
     root: Run
     narrow: Run
+    stalling: Run
     flagged_root: Run
     lost: list[dict[str, Any]] = field(default_factory=list)
+    told_lost: int = 0
     rounds: int = 0
 
     @classmethod
@@ -27,14 +29,19 @@ class Traffic:
         busy, flagged = await Kit.make(admin), await Kit.make(admin)
         root, _ = await busy.team(**WIDE)
         narrow = await busy.root(await busy.orchestrator("narrow", may_spawn=["worker"], max_fanout=1))
+        await busy.agent("staller")
+        stalling = await busy.root(await busy.orchestrator("stalling", may_spawn=["staller"], **WIDE))
         flagged_root, _ = await flagged.team(**WIDE)
-        return cls(busy, flagged, root, narrow, flagged_root)
+        return cls(busy, flagged, root, narrow, stalling, flagged_root)
 
     async def run(self, seconds: float, *, halfway: Callable[[], Awaitable[None]]) -> None:
-        """Go round for some seconds; at their half the second tenant loses its surface, and `halfway` happens."""
+        """Go round for some seconds; at their half the second tenant loses its surface, and `halfway` happens.
+
+        However long that takes: a worker has been told that its lease is lost.
+        """
         loop = asyncio.get_running_loop()
         started, turned = loop.time(), False
-        while loop.time() - started < seconds or not turned:
+        while loop.time() - started < seconds or not turned or not self.told_lost:
             if not turned and loop.time() - started > seconds / 2:
                 turned = True
                 await halfway()
@@ -92,13 +99,14 @@ class Traffic:
     async def lose_a_lease(self) -> None:
         """Hold a run until its lease is taken back; what was lost in rounds before is reported too late."""
         for run in self.lost:
-            # What was lost may have been cancelled since: the claims of all groups come from one queue.
             answer = await self.busy.api.post("/work/complete", {**_lease(run), "status": "completed"})
             assert answer.status_code == 409, answer.text
+            self.told_lost += answer.json()["code"] == "lease_lost"
         self.lost = []
         if self.rounds % 4 == 1:
-            done(await self.busy.spawn(self.root, f"lost-{self.rounds}"))
-            self.lost = await self.claim(1, lease_s=1)
+            # From a queue of its own: what is lost in that of the groups may be cancelled with one of them.
+            done(await self.busy.spawn(self.stalling, f"lost-{self.rounds}", target="staller"))
+            self.lost = await self.claim(1, "staller", lease_s=1)
             async with asyncio.timeout(30):
                 while await self._is_running(self.lost[0]["run_id"]):  # noqa: ASYNC110 - it is asked, and tells nobody
                     await asyncio.sleep(0.05)
@@ -109,8 +117,8 @@ class Traffic:
     async def be_flagged(self) -> None:
         await self.flagged.spawn(self.flagged_root, f"flagged-{self.rounds}")
 
-    async def claim(self, max_runs: int, lease_s: int = 60) -> list[dict[str, Any]]:
-        body = {"agent_slugs": ["worker"], "max_runs": max_runs, "lease_s": lease_s, "wait_s": 5}
+    async def claim(self, max_runs: int, agent: str = "worker", lease_s: int = 60) -> list[dict[str, Any]]:
+        body = {"agent_slugs": [agent], "max_runs": max_runs, "lease_s": lease_s, "wait_s": 5}
         claimed: list[dict[str, Any]] = done(await self.busy.api.post("/work/claim", body))["runs"]
         return claimed
 
