@@ -1,11 +1,13 @@
 """Cancelling: the fence, beside trees of every size and beside spawns; the drain, beside a plain UPDATE of such rows.
 
-Run `python -m load.bench_cancel` (needs `wrk`); it takes less than two minutes. Everything runs on this machine: the
-service, PostgreSQL, OPA and the load generator share its cores.
+Run `python -m load.bench_cancel` (needs `wrk`); it takes less than two minutes. `python -m load.bench_cancel 1000000`
+drains subtrees of that size and does nothing else: some minutes, most of them to plant three of them. Everything runs on
+this machine: the service, PostgreSQL, OPA and the load generator share its cores.
 """
 
 import asyncio
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -16,7 +18,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from load.subject import Subject, running, wrk
+from load.subject import UNLIMITED, Subject, running, wrk
 
 SIZES = (10, 1_000, 100_000)
 LARGEST = 100_000
@@ -183,10 +185,10 @@ async def beside_spawns(subject: Subject, table: Table) -> None:
         table.add_row(f"fences beside {what} in the tree", told(milliseconds), achieved)
 
 
-async def drain(subject: Subject, table: Table) -> None:
+async def drain(subject: Subject, table: Table, size: int) -> None:
     """How fast a large subtree is drained, alone, and what is felt of it elsewhere in its tree."""
     memory = Memory(subject.pid)
-    alone, twin, tree = [await plant(subject, LARGEST) for _ in range(3)]
+    alone, twin, tree = [await plant(subject, size) for _ in range(3)]
     connection = await subject.database()
     await connection.execute("VACUUM ANALYZE agent_runs, run_trees, orchestration_groups")
     before = memory.look()
@@ -195,10 +197,10 @@ async def drain(subject: Subject, table: Table) -> None:
         runs, seconds = await drained(subject, cancellation_id)
     started = time.perf_counter()
     await connection.execute(FLAT_UPDATE, subject.tenant_id, twin.root)
-    flat = LARGEST / (time.perf_counter() - started)
+    flat = size / (time.perf_counter() - started)
     table.add_row(f"fence over {runs:,} runs that are active", f"{took:.1f} ms", "")
     rate = runs / seconds
-    table.add_row("its drain", f"{rate:,.0f} runs/s", f"{rate / flat:.2f} of {flat:,.0f}/s by plain UPDATE")
+    table.add_row("its drain", f"{rate:,.0f} runs/s, {seconds:.1f} s", f"{rate / flat:.2f} of {flat:,.0f}/s by plain UPDATE")
     grown = max(memory.seen) - before
     table.add_row("memory of the service meanwhile", f"{grown:+.0f} MiB at most", f"of {before:.0f} MiB before")
     quiet = await spawns_until(subject, tree.root, None)
@@ -215,16 +217,17 @@ async def drain(subject: Subject, table: Table) -> None:
     await connection.close()
 
 
-async def main() -> None:
+async def main(only_drain: int | None) -> None:
     table = Table("what", "figure", "beside", title="cancelling")
-    async with running() as subject:
+    async with running(REMIT_TENANT_MAX_ACTIVE_RUNS=str(UNLIMITED)) as subject:
         warm = await plant(subject, GROUP)
         await drained(subject, (await cancel(subject, warm.root, warm.branch))[1])
-        await drain(subject, table)
-        await compare_sizes(subject, table)
-        await beside_spawns(subject, table)
+        await drain(subject, table, only_drain or LARGEST)
+        if only_drain is None:
+            await compare_sizes(subject, table)
+            await beside_spawns(subject, table)
     Console().print(table)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else None))

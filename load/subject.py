@@ -23,6 +23,8 @@ START_TIMEOUT_S = 180
 # No limit stands in the way of a measurement.
 UNLIMITED = 1_000_000_000
 ROOTS_AT_ONCE = 16
+# Longer than it takes to plant millions of runs, so that no join cancels its group before it is measured.
+GROUP_TIMEOUT_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Subject:
             "targets": [{"target_agent_slug": "worker", "mapped_input_payload": {"n": n}} for n in range(size)],
             "scope_subset": ["read"],
             "idempotency_key_prefix": uuid.uuid4().hex,
+            "timeout_s": GROUP_TIMEOUT_S,
         }
         return await self.post("/internal/orchestration/spawn-group", body)
 
