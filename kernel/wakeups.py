@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 from uuid import UUID
 
+import structlog
+
 from kernel.domain.errors import DatabaseUnavailableError
 from kernel.store.engine import Database
 
@@ -46,6 +48,8 @@ WHERE r.finalized_seq IS NOT NULL
 
 Key = tuple[UUID, UUID]
 K = TypeVar("K")
+
+log = structlog.get_logger()
 
 
 class Waiter:
@@ -250,3 +254,6 @@ class Wakeups:
         except DatabaseUnavailableError:
             # Whoever waits looks for itself when its time is up, and hears it then.
             return
+        except Exception:
+            # A poller that has ended wakes nobody any more, whatever it was that it met.
+            log.exception("a look at what others wait for failed")
