@@ -10,7 +10,7 @@ from asyncpg import Record
 from kernel.domain.events import Surface
 from kernel.domain.run import ACTIVE, RunStatus
 from kernel.store.engine import ReadSession, WriteSession
-from kernel.store.trees import TreeKey
+from kernel.store.trees import LockedTree, TreeKey
 
 # The lease is judged by the clock of the statement, which is read after the lock.
 LOAD = """
@@ -58,15 +58,23 @@ WHERE r.tenant_id = $1 AND r.run_id = $2
 
 PAYLOAD = "SELECT output::text AS output, error::text AS error FROM run_payloads WHERE tenant_id = $1 AND run_id = $2"
 
-HAS_ACTIVE_DESCENDANTS = """
+# Nobody walks where the tree has nothing active, and nobody far: this is asked under the lock of the tree. Every step
+# is limited, as in the look of a drain. A `CASE`, because only that keeps what is not needed from being evaluated.
+MAY_HAVE_ACTIVE_DESCENDANTS = """
 WITH RECURSIVE below AS (
-  SELECT r.tenant_id, r.run_id, r.status FROM agent_runs r
-  WHERE r.tenant_id = $1 AND r.parent_run_id = $2
+  (SELECT r.run_id, r.status FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = $2 LIMIT $4)
   UNION ALL
-  SELECT r.tenant_id, r.run_id, r.status FROM below b
-  JOIN agent_runs r ON r.tenant_id = b.tenant_id AND r.parent_run_id = b.run_id
+  SELECT c.run_id, c.status
+  FROM below b
+  CROSS JOIN LATERAL (
+    SELECT r.run_id, r.status FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = b.run_id LIMIT $4
+  ) c
 )
-SELECT EXISTS (SELECT 1 FROM below WHERE status IN ('queued', 'running', 'paused'))
+SELECT CASE WHEN t.queued_runs + t.running_runs + t.paused_runs + $5::int <= 0 THEN false ELSE (
+  SELECT coalesce(bool_or(status IN ('queued', 'running', 'paused')), false) OR count(*) = $4
+  FROM (SELECT status FROM below LIMIT $4) seen
+) END
+FROM run_trees t WHERE t.tenant_id = $1 AND t.root_run_id = $3
 """
 
 # By the time at which the statement begins: held against a clock that goes on, every row would be read.
@@ -199,9 +207,17 @@ async def payload(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Payloa
     return Payload(row["output"], row["error"]) if row is not None else Payload(None, None)
 
 
-async def has_active_descendants(session: ReadSession, tenant_id: UUID, run_id: UUID) -> bool:
-    """Whether anything below a run is active, also below descendants that have ended."""
-    found: bool = await session.driver.fetchval(HAS_ACTIVE_DESCENDANTS, tenant_id, run_id)
+async def may_have_active_descendants(session: WriteSession, tree: LockedTree, run_id: UUID, *, at_most: int) -> bool:
+    """Whether anything below a run is active, also below descendants that have ended.
+
+    Args:
+        tree: its locked tree, with what this transaction has ended in it.
+        at_most: of so many descendants it is not known, and the answer is that there may be.
+    """
+    moved = tree.queued + tree.running + tree.paused
+    found: bool = await session.driver.fetchval(
+        MAY_HAVE_ACTIVE_DESCENDANTS, tree.tenant_id, run_id, tree.root_run_id, at_most, moved
+    )
     return found
 
 

@@ -3,10 +3,16 @@
 import asyncio
 from uuid import UUID, uuid4
 
+import pytest
+
+from kernel.commands.ending import MAX_SEEN, Ending, end_runs
+from kernel.domain.run import RunStatus
 from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.store import trees
 from kernel.store.engine import Database
-from tests.kit import Kit, done, refused
+from tests.kit import Kit, Run, done, refused
 from tests.orchestration_runtime_primitives.work.crew import (
+    PLENTY,
     audit,
     claim_one,
     fence,
@@ -14,6 +20,24 @@ from tests.orchestration_runtime_primitives.work.crew import (
     row,
     spawn_one,
 )
+
+
+async def spawn_and_complete(database: Database, kit: Kit, root: Run, parent: str, size: int) -> None:
+    """A group below a run of a tree, all of whose members have ended."""
+    spawned = done(await kit.spawn_group(parent, "g", size, start_background=False))["spawned_run_ids"]
+    async with database.write() as session:
+        tree = await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        await end_runs(session, tree, [Ending(UUID(run_id), RunStatus.COMPLETED) for run_id in spawned])
+        await trees.advance(session, tree)
+
+
+async def fences_of(database: Database, root: Run) -> list[tuple[str, str]]:
+    """Scope and reason of each fence in a tree."""
+    async with database.read() as session:
+        rows = await session.driver.fetch(
+            "SELECT scope, reason FROM cancellations WHERE root_run_id = $1", UUID(root.run_id)
+        )
+    return [(row["scope"], row["reason"]) for row in rows]
 
 
 async def test_a_root_run_is_paused_resumed_and_completed_by_its_runtime(kit: Kit, database: Database) -> None:
@@ -112,11 +136,7 @@ async def test_a_parent_that_ends_closes_its_children_where_its_policy_says_so(k
     await DrainCancellations(database).run_once()
     assert (await row(database, run_id))["status"] == "cancelled"
     assert (await row(database, root.run_id))["status"] == "completed"
-    async with database.read() as session:
-        fences = await session.driver.fetch(
-            "SELECT scope, reason FROM cancellations WHERE root_run_id = $1", UUID(root.run_id)
-        )
-    assert [tuple(row) for row in fences] == [("children", "parent_closed")]
+    assert await fences_of(database, root) == [("children", "parent_closed")]
     await audit(database, kit)
 
 
@@ -137,6 +157,32 @@ async def test_a_parent_closes_what_a_finished_child_left_running(kit: Kit, data
     await DrainCancellations(database).run_once()
     assert (await row(database, below))["status"] == "cancelled"
     assert root
+    await audit(database, kit)
+
+
+async def test_a_parent_that_ends_last_closes_nothing(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(parent_close_policy="cancel", **PLENTY)
+    await spawn_and_complete(database, kit, root, root.run_id, MAX_SEEN + 1)
+    done(await report(kit.api, root.run_id, "completed"))
+    assert await fences_of(database, root) == []
+    await audit(database, kit)
+
+
+@pytest.mark.parametrize("ended", [5, MAX_SEEN - 1, MAX_SEEN])
+async def test_a_parent_looks_at_so_many_that_have_ended_and_then_leaves_it_to_a_drain(
+    kit: Kit, database: Database, ended: int
+) -> None:
+    await kit.team(parent_close_policy="cancel", **PLENTY)
+    root = await kit.root(await kit.orchestrator("boss", may_spawn=["orchestrator", "worker"], **PLENTY))
+    scopes = ["agents.execute", "read"]
+    spawned = done(await kit.spawn(root, "middle", "orchestrator", scope_subset=scopes, start_background=False))
+    (middle,) = spawned["spawned_run_ids"]
+    elsewhere = await spawn_one(kit, root)
+    await spawn_and_complete(database, kit, root, middle, ended)
+    done(await report(kit.api, middle, "completed"))
+    assert await fences_of(database, root) == [("children", "parent_closed")] * (ended == MAX_SEEN)
+    await DrainCancellations(database).run_once()
+    assert (await row(database, elsewhere))["status"] == "queued"
     await audit(database, kit)
 
 
