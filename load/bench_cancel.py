@@ -1,8 +1,8 @@
 """Cancelling: the fence, beside trees of every size and beside spawns; the drain, beside a plain UPDATE of such rows.
 
 Run `python -m load.bench_cancel` (needs `wrk`); it takes less than two minutes. `python -m load.bench_cancel 1000000`
-drains subtrees of that size and does nothing else: some minutes, most of them to plant three of them. Everything runs on
-this machine: the service, PostgreSQL, OPA and the load generator share its cores.
+drains subtrees of that size and does nothing else: some minutes, most of them to plant three of them. Everything runs
+on this machine: the service, PostgreSQL, OPA and the load generator share its cores.
 """
 
 import asyncio
@@ -200,7 +200,8 @@ async def drain(subject: Subject, table: Table, size: int) -> None:
     flat = size / (time.perf_counter() - started)
     table.add_row(f"fence over {runs:,} runs that are active", f"{took:.1f} ms", "")
     rate = runs / seconds
-    table.add_row("its drain", f"{rate:,.0f} runs/s, {seconds:.1f} s", f"{rate / flat:.2f} of {flat:,.0f}/s by plain UPDATE")
+    beside = f"{rate / flat:.2f} of {flat:,.0f}/s by plain UPDATE"
+    table.add_row("its drain", f"{rate:,.0f} runs/s, {seconds:.1f} s", beside)
     grown = max(memory.seen) - before
     table.add_row("memory of the service meanwhile", f"{grown:+.0f} MiB at most", f"of {before:.0f} MiB before")
     quiet = await spawns_until(subject, tree.root, None)
