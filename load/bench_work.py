@@ -11,7 +11,8 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from load.subject import Subject, running, wrk_answers
+from load.generator import find_or_install, wrk_answers
+from load.subject import Subject, running
 
 CONNECTIONS = 32
 SECONDS = 5
@@ -47,12 +48,12 @@ async def claim(subject: Subject, runs: int) -> tuple[list[str], float]:
     return leases, len(leases) / (time.perf_counter() - started)
 
 
-async def complete(subject: Subject, leases: list[str]) -> float:
+async def complete(subject: Subject, leases: list[str], seconds: int = SECONDS) -> float:
     """Completions per second, one run a call."""
     path = subject.data_dir / "leases.txt"
     path.write_text("\n".join(leases))
     answers = await wrk_answers(
-        subject, [], connections=CONNECTIONS, seconds=SECONDS, script="complete.lua", LOAD_LEASES=str(path)
+        subject, [], connections=CONNECTIONS, seconds=seconds, script="complete.lua", LOAD_LEASES=str(path)
     )
     if answers.count > len(leases):
         raise RuntimeError(f"{answers.count} completions were sent for {len(leases)} runs: take more runs")
@@ -84,6 +85,7 @@ async def dry_runs(subject: Subject, table: Table) -> None:
 
 
 async def main() -> None:
+    find_or_install()
     table = Table("what", "figure", "", title="work, and decisions")
     async with running() as subject:
         await dry_runs(subject, table)

@@ -3,13 +3,11 @@
 import asyncio
 import json
 import os
-import re
-import shutil
 import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any
 
 import asyncpg
 import httpx2
+
+from service.embedded.opa import find_or_build_opa
 
 REPOSITORY = Path(__file__).parent.parent
 START_TIMEOUT_S = 180
@@ -91,7 +91,13 @@ class Subject:
 
 @asynccontextmanager
 async def running(**settings: str) -> AsyncIterator[Subject]:
-    """Start the service, with `REMIT_…` settings, and stop it."""
+    """Start the service, with `REMIT_…` settings, and stop it.
+
+    Raises:
+        RuntimeError: it ended, or was not ready in time; what it said stands above.
+    """
+    # Building it takes minutes, which are no part of the start.
+    await find_or_build_opa(progress=print)
     with tempfile.TemporaryDirectory(prefix="remit-load-") as directory:
         data_dir = Path(directory) / "data"
         process = await asyncio.create_subprocess_exec(
@@ -101,11 +107,7 @@ async def running(**settings: str) -> AsyncIterator[Subject]:
             stdout=asyncio.subprocess.PIPE,
         )
         try:
-            assert process.stdout is not None
-            async with asyncio.timeout(START_TIMEOUT_S):
-                async for line in process.stdout:
-                    if b"ready at" in line:
-                        break
+            await _ready(process)
             service = json.loads((data_dir / "service.json").read_text())
             admin = (data_dir / "admin-token").read_text().strip()
             async with httpx2.AsyncClient(base_url=service["url"], timeout=120) as client:
@@ -114,6 +116,18 @@ async def running(**settings: str) -> AsyncIterator[Subject]:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
             await process.wait()
+
+
+async def _ready(process: asyncio.subprocess.Process) -> None:
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            async for line in process.stdout:
+                if b"ready at" in line:
+                    return
+            raise RuntimeError(f"remit up ended with {await process.wait()}; why, it has said above")
+    except TimeoutError:
+        raise RuntimeError(f"remit up was not ready within {START_TIMEOUT_S} s") from None
 
 
 async def _furnish(client: httpx2.AsyncClient, service: dict[str, Any], admin: str, data_dir: Path) -> Subject:
@@ -138,73 +152,3 @@ async def _furnish(client: httpx2.AsyncClient, service: dict[str, Any], admin: s
     await call("PUT", f"/agents/{orchestrator}/allowlist", {"entries": entries}, token)
     client.headers["Authorization"] = f"Bearer {token}"
     return Subject(service["url"], service["pid"], data_dir, tenant_id, token, orchestrator, client)
-
-
-async def wrk(
-    subject: Subject, callers: Sequence[str], *, connections: int, seconds: int, rate: int | None = None
-) -> tuple[float, float]:
-    """Spawn single children as fast as `wrk` can, over callers in turn.
-
-    Args:
-        rate: spawns per second that arrive, however long each takes, as long as there are connections for them.
-
-    Returns:
-        Spawns per second, and the 99th percentile of their latency in milliseconds.
-    """
-    paced = {"LOAD_RATE": str(rate)} if rate is not None else {}
-    answered = await wrk_answers(subject, callers, connections=connections, seconds=seconds, **paced)
-    return answered.rate, answered.p99_ms
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What `wrk` reports: how many there were, how many a second, and how long they took."""
-
-    count: int
-    rate: float
-    median_ms: float
-    p99_ms: float
-
-
-async def wrk_answers(
-    subject: Subject,
-    callers: Sequence[str],
-    *,
-    connections: int,
-    seconds: int,
-    script: str = "spawn.lua",
-    **settings: str,
-) -> Answers:
-    """Load the service with a script, whose settings are named in it."""
-    program = shutil.which("wrk")
-    if program is None:
-        raise RuntimeError("wrk is not installed: apt-get install wrk")
-    runs = subject.data_dir / f"callers-{uuid.uuid4().hex}.txt"
-    runs.write_text("\n".join(callers))
-    process = await asyncio.create_subprocess_exec(
-        *(program, "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", str(REPOSITORY / "load" / script)),
-        subject.url,
-        env={
-            **os.environ,
-            "LOAD_CALLERS": str(runs),
-            "LOAD_TOKEN": subject.token,
-            "LOAD_SALT": uuid.uuid4().hex,
-            **settings,
-        },
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out = (await process.communicate())[0].decode()
-    count = re.search(r"(\d+) requests in", out)
-    if "Non-2xx" in out or process.returncode or count is None:
-        raise RuntimeError(out)
-    fields = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip()}
-    return Answers(
-        int(count[1]), float(fields["Requests/sec:"]), _milliseconds(fields["50%"]), _milliseconds(fields["99%"])
-    )
-
-
-def _milliseconds(text: str) -> float:
-    for unit, factor in (("us", 0.001), ("ms", 1.0), ("s", 1000.0)):
-        if text.endswith(unit):
-            return float(text.removesuffix(unit)) * factor
-    raise ValueError(text)

@@ -72,7 +72,7 @@ class Comparison:
 
 COMPARISONS = (
     Comparison(Work.SINGLES, Contender.DBOS, aim=3),
-    Comparison(Work.SINGLES, Contender.DBOS_TWO),
+    Comparison(Work.SINGLES, Contender.DBOS_TWO, aim=3),
     Comparison(Work.SINGLES, Contender.TEMPORAL, aim=8),
     Comparison(Work.SINGLE_COST, Contender.DBOS),
     Comparison(Work.SINGLE_COST, Contender.TEMPORAL),

@@ -3,19 +3,16 @@
 import time
 
 from load.bench_cancel import FLAT_UPDATE, plant
-from load.bench_spawn import plain_insert
 from load.peers.comparison import Contender, Measurements, Work
 from load.peers.ours import CANCELS, GROUP, LARGE, settle
 from load.peers.verification import Verified, expect
 from load.subject import Subject
 
 
-async def measure(subject: Subject, caller: str, measurements: Measurements, verified: Verified) -> None:
-    """Insert the rows of groups, and update those of subtrees."""
+async def measure(subject: Subject, measurements: Measurements, verified: Verified) -> None:
+    """Update the rows of subtrees. Those of groups are inserted in turn with ours, in `ours`."""
     connection = await subject.database()
     try:
-        worker = await connection.fetchval("SELECT agent_id FROM agents WHERE slug = 'worker'")
-        measurements.add(Work.GROUPS, Contender.PLAIN_INSERT, await plain_insert(subject, connection, caller, worker))
         for work, size, turns in ((Work.DRAIN, GROUP, CANCELS), (Work.LARGE_DRAIN, LARGE, 1)):
             trees = [await plant(subject, size) for _ in range(turns)]
             await settle(subject)

@@ -4,11 +4,15 @@ import time
 import uuid
 from datetime import datetime
 
+import asyncpg
+
 from load.bench_cancel import CLIENTS, Tree, cancel, drained, plant
+from load.bench_spawn import groups_and_inserts
+from load.generator import wrk_answers
 from load.peers.comparison import Contender, Measurements, Work
 from load.peers.processor_time import milliseconds_each, spent
 from load.peers.verification import Verified, durable, expect
-from load.subject import Subject, wrk_answers
+from load.subject import Subject
 
 GROUP = 1_000
 LARGE = 100_000
@@ -30,7 +34,7 @@ async def measure(
 async def measure_spawning(
     subject: Subject, callers: list[str], measurements: Measurements, verified: Verified, seconds: int
 ) -> None:
-    """Single spawns over many trees, and groups."""
+    """Single spawns over many trees; and groups, in turn with the plain INSERT of such rows."""
     await wrk_answers(subject, callers, connections=CLIENTS, seconds=WARM_UP_S)
     connection = await subject.database()
     try:
@@ -50,20 +54,22 @@ async def measure_spawning(
         unread = min(max(made - spawned.count, 0), CLIENTS)
         expect("Remit children spawned singly", made, spawned.count + unread, verified)
 
-        rates = []
-        for number in range(GROUPS):
-            started = time.perf_counter()
-            answer = await subject.group(callers[number % len(callers)], GROUP)
-            rates.append(GROUP / (time.perf_counter() - started))
-            there = await connection.fetchval(
-                "SELECT count(*) FROM agent_runs WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])",
-                subject.tenant_id,
-                answer["spawned_run_ids"],
-            )
-            expect("Remit children spawned in groups", there, GROUP, verified)
-        measurements.add(Work.GROUPS, Contender.REMIT, *rates)
+        before = await _members(subject, connection)
+        rate, inserted = await groups_and_inserts(subject, callers, GROUPS)
+        measurements.add(Work.GROUPS, Contender.REMIT, rate)
+        measurements.add(Work.GROUPS, Contender.PLAIN_INSERT, inserted)
+        there = await _members(subject, connection) - before
+        expect("Remit children spawned in groups", there, GROUP * GROUPS, verified)
     finally:
         await connection.close()
+
+
+async def _members(subject: Subject, connection: asyncpg.Connection) -> int:
+    """Runs that belong to a group."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM agent_runs WHERE tenant_id = $1 AND orchestration_group_id IS NOT NULL", subject.tenant_id
+    )
+    return count
 
 
 async def measure_cancelling(subject: Subject, measurements: Measurements, verified: Verified) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import statistics
 import tempfile
 import time
@@ -14,6 +13,7 @@ from datetime import datetime
 from itertools import cycle, islice
 from pathlib import Path
 
+from load.generator import find_or_install
 from load.scaling.catalogue import Figure
 from load.scaling.records import Record
 from load.scaling.stage import Caller, Cpu, Stage, memory, used
@@ -191,9 +191,7 @@ async def _flood(scene: Scene, path: str, seconds: int) -> Round:
 
 async def _wrk(url: str, callers: Sequence[Caller], path: str, seconds: int, share: int) -> tuple[int, float]:
     """Requests answered, and how many a second, of one of `share` load generators."""
-    program = shutil.which("wrk")
-    if program is None:
-        raise RuntimeError("wrk is not installed: apt-get install wrk")
+    program = find_or_install()
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{caller.run_id} {caller.token}\n" for caller in callers)
         file.flush()

@@ -1,0 +1,197 @@
+"""The numbers that are aimed at: each the median of interleaved rounds, beside its aim and its limit, in one table.
+
+Run `poe numbers`, or `python -m load.numbers [ROUNDS]` (needs `wrk`); a round takes one or two minutes. Everything runs
+on this machine: the service, PostgreSQL, OPA and the load generator share its cores.
+"""
+
+import asyncio
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rich.console import Console
+from rich.table import Table
+
+from load import bench_cancel, bench_spawn, bench_work, machine
+from load.bench_cancel import FLAT_UPDATE, RATE, SMALL, Memory, cancel, drained, fences_beside, p99, plant
+from load.generator import find_or_install, wrk, wrk_answers
+from load.subject import UNLIMITED, Subject, running
+
+ROUNDS = 5
+SECONDS = 5
+CONNECTIONS = 32
+TREES = 1_000
+LARGE = 100_000
+# Per round: so many fences over so many runs, beside the one over the large subtree.
+FEW = {SMALL: 10, 1_000: 3}
+GROUPS = 5
+# More than are completed in the time.
+WORK_RUNS, WORK_TREES, WORK_S = 12_000, 200, 3
+WIDTH = 120
+
+
+class Figure(Enum):
+    """A figure: in words, in which unit, and what is aimed at, at least or (where less is better) at most."""
+
+    SINGLES = (f"single spawns, {TREES:,} trees, {CONNECTIONS} connections", "/s", 1_500)
+    ONE_TREE = (f"single spawns, one tree, {CONNECTIONS} connections", "/s", 1_200)
+    ALONE = ("single spawns, one client alone, median", "ms", 6, True)
+    GROUPS = ("groups of 1,000", "children/s", 20_000)
+    GROUPS_OF_INSERT = ("groups of 1,000, of a plain INSERT of the same rows", "", 0.5)
+    ARRIVED = (f"spawns that arrive in one tree at {RATE}/s", "/s", RATE * 0.98)
+    FENCE_BESIDE = ("fences beside them, p99", "ms", 20, True)
+    FENCE_FLAT_OUT = (f"fences beside {CONNECTIONS} clients flat out in the tree, p99", "ms", 100, True)
+    FENCE_GROWTH = (f"fence over {LARGE:,} runs, of one over {SMALL}", "", 1.5, True)
+    DRAIN = (f"drain of {LARGE:,} runs", "runs/s", 60_000)
+    DRAIN_OF_UPDATE = (f"drain of {LARGE:,} runs, of a plain UPDATE of such rows", "", None)
+    DRY_RUNS = (f"dry runs of a spawn, {CONNECTIONS} connections", "/s", 2_500)
+    WORK = (f"claimed by 100 and completed one by one, {WORK_TREES} trees", "runs/s", 2_000)
+    MEMORY = ("memory of the API's process, at most", "MiB", 300, True)
+
+    def __init__(self, words: str, unit: str, aim: float | None, less_is_better: bool = False) -> None:
+        self.words, self.unit, self.aim, self.less_is_better = words, unit, aim, less_is_better
+
+    def is_reached(self, value: float) -> bool | None:
+        """Whether the aim is; None where there is none."""
+        if self.aim is None:
+            return None
+        return value <= self.aim if self.less_is_better else value >= self.aim
+
+
+@dataclass
+class Rounds:
+    """What the rounds have given; of fences each one, because their percentiles are of all rounds together."""
+
+    samples: dict[Figure, list[float]] = field(default_factory=lambda: defaultdict(list))
+    fences: dict[Figure, list[float]] = field(default_factory=lambda: defaultdict(list))
+    over: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    beside: dict[Figure, str] = field(default_factory=dict)
+
+    def add(self, figure: Figure, value: float) -> None:
+        """Take down what one round gave."""
+        self.samples[figure].append(value)
+
+    def finish(self, peak_mib: float) -> None:
+        """Add what only all rounds together tell."""
+        for figure, milliseconds in self.fences.items():
+            self.add(figure, p99(milliseconds))
+            self.beside[figure] = f"median {statistics.median(milliseconds):.0f} ms of {len(milliseconds)} fences"
+        first, last = (statistics.median(self.over[size]) for size in (SMALL, LARGE))
+        self.add(Figure.FENCE_GROWTH, last / first)
+        self.beside[Figure.FENCE_GROWTH] = ", ".join(
+            f"{size:,}: {statistics.median(milliseconds):.1f} ms" for size, milliseconds in sorted(self.over.items())
+        )
+        self.add(Figure.MEMORY, peak_mib)
+
+
+async def spawning(subject: Subject, callers: Sequence[str], rounds: Rounds) -> None:
+    """Singles over many trees and in one, one client alone, and groups beside their limit."""
+    many, _ = await wrk(subject, callers, connections=CONNECTIONS, seconds=SECONDS)
+    rounds.add(Figure.SINGLES, many)
+    one, _ = await wrk(subject, callers[:1], connections=CONNECTIONS, seconds=SECONDS)
+    rounds.add(Figure.ONE_TREE, one)
+    alone = await bench_spawn.alone(subject, list(callers))
+    rounds.add(Figure.ALONE, statistics.median(alone))
+    ours, limit = await bench_spawn.groups_and_inserts(subject, list(callers), GROUPS)
+    rounds.add(Figure.GROUPS, ours)
+    rounds.add(Figure.GROUPS_OF_INSERT, ours / limit)
+    rounds.beside[Figure.GROUPS_OF_INSERT] = f"{limit:,.0f} children/s in the last round"
+    dry = await wrk_answers(subject, callers, connections=CONNECTIONS, seconds=SECONDS, LOAD_DRY_RUN="1")
+    rounds.add(Figure.DRY_RUNS, dry.rate)
+
+
+async def working(subject: Subject, rounds: Rounds) -> None:
+    """Claims, and completions."""
+    await bench_work.plant(subject, WORK_TREES, WORK_RUNS)
+    leases, claimed = await bench_work.claim(subject, WORK_RUNS)
+    completed = await bench_work.complete(subject, leases, WORK_S)
+    rounds.add(Figure.WORK, 1 / (1 / claimed + 1 / completed))
+    rounds.beside[Figure.WORK] = f"{claimed:,.0f} and {completed:,.0f} in the last round"
+
+
+async def cancelling(subject: Subject, rounds: Rounds) -> None:
+    """Fences by size and beside spawns, and a large drain beside a flat UPDATE."""
+    for size, count in FEW.items():
+        for _ in range(count):
+            tree = await plant(subject, size)
+            milliseconds, cancellation_id = await cancel(subject, tree.root, tree.branch)
+            rounds.over[size].append(milliseconds)
+            await drained(subject, cancellation_id)
+    tree, twin = [await plant(subject, LARGE) for _ in range(2)]
+    connection = await subject.database()
+    try:
+        await connection.execute("VACUUM ANALYZE agent_runs, run_trees, orchestration_groups")
+        milliseconds, cancellation_id = await cancel(subject, tree.root, tree.branch)
+        rounds.over[LARGE].append(milliseconds)
+        runs, seconds = await drained(subject, cancellation_id)
+        started = time.perf_counter()
+        await connection.execute(FLAT_UPDATE, subject.tenant_id, twin.root)
+        flat = LARGE / (time.perf_counter() - started)
+    finally:
+        await connection.close()
+    rounds.add(Figure.DRAIN, runs / seconds)
+    rounds.add(Figure.DRAIN_OF_UPDATE, runs / seconds / flat)
+    rounds.beside[Figure.DRAIN_OF_UPDATE] = f"{flat:,.0f} rows/s in the last round"
+    paced, flat_out = await subject.roots(2)
+    fences, achieved = await fences_beside(
+        subject, bench_cancel.spawn_at(subject, paced, RATE, bench_cancel.BESIDE_SPAWNS_S), paced
+    )
+    rounds.fences[Figure.FENCE_BESIDE].extend(fences)
+    rounds.add(Figure.ARRIVED, achieved.rate)
+    fences, achieved = await fences_beside(
+        subject, bench_cancel.spawn_flat_out(subject, flat_out, bench_cancel.BESIDE_SPAWNS_S), flat_out
+    )
+    rounds.fences[Figure.FENCE_FLAT_OUT].extend(fences)
+
+
+def render(rounds: Rounds, count: int) -> Table:
+    """The table: what was aimed at and missed says so."""
+    table = Table("what", "median", "lowest to highest", "aim", "beside", title=f"medians of {count} rounds")
+    for figure in Figure:
+        values = rounds.samples[figure]
+        value = statistics.median(values)
+        reached = figure.is_reached(value)
+        sign = "<=" if figure.less_is_better else ">="
+        aim = "" if figure.aim is None else f"{sign} {amount(figure.aim, figure.unit)}"
+        table.add_row(
+            figure.words,
+            amount(value, figure.unit),
+            f"{amount(min(values), '')} to {amount(max(values), '')}" if len(values) > 1 else "",
+            aim + (": missed" if reached is False else ""),
+            rounds.beside.get(figure, ""),
+        )
+    return table
+
+
+def amount(value: float, unit: str) -> str:
+    """A figure for a person."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}".strip().replace(" /s", "/s")
+
+
+async def main(count: int) -> None:
+    find_or_install()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    about = machine.described()
+    rounds = Rounds()
+    async with running(REMIT_TENANT_MAX_ACTIVE_RUNS=str(UNLIMITED)) as subject:
+        memory = Memory(subject.pid)
+        async with memory.watched():
+            callers = await subject.roots(TREES)
+            await wrk(subject, callers, connections=CONNECTIONS, seconds=bench_spawn.WARM_UP_S)
+            for number in range(1, count + 1):
+                started = time.perf_counter()
+                await spawning(subject, callers, rounds)
+                await working(subject, rounds)
+                await cancelling(subject, rounds)
+                console.print(f"round {number} of {count}: {time.perf_counter() - started:.0f} s")
+        rounds.finish(max(memory.seen))
+    console.print(render(rounds, count))
+    console.print("\n".join(f"{name}: {what}" for name, what in about.items()))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS))
