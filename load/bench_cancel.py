@@ -5,9 +5,9 @@ drains subtrees of that size and does nothing else: some minutes, most of them t
 on this machine: the service, PostgreSQL, OPA and the load generator share its cores.
 """
 
+import argparse
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -244,4 +244,6 @@ async def main(only_drain: int | None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else None))
+    arguments = argparse.ArgumentParser(prog="python -m load.bench_cancel", description=__doc__)
+    arguments.add_argument("runs", type=int, nargs="?", help="drain subtrees of that size, and nothing else")
+    asyncio.run(main(arguments.parse_args().runs))

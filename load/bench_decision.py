@@ -5,6 +5,7 @@ authorization), and asks one question at a time, then lists of them, then many a
 machine; the ratio says what the adapter adds.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -214,5 +215,8 @@ async def bench(source: Path) -> bool:
 
 
 if __name__ == "__main__":
-    chosen_source = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(policies.__file__).parent
-    sys.exit(0 if uvloop.run(bench(chosen_source)) else 1)
+    arguments = argparse.ArgumentParser(prog="python -m load.bench_decision", description=__doc__)
+    arguments.add_argument(
+        "policies", type=Path, nargs="?", default=Path(policies.__file__).parent, help="default: those of Remit"
+    )
+    sys.exit(0 if uvloop.run(bench(arguments.parse_args().policies)) else 1)

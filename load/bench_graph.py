@@ -5,6 +5,7 @@ checkpoints are those of a graph of LangGraph's with as many steps and its own c
 output; ours keeps them all. A difference is taken within a round, where the machine was as busy for both.
 """
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -286,5 +287,8 @@ async def main(spawns: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    arguments = [int(argument) for argument in sys.argv[1:]]
-    asyncio.run(main(*(arguments or [NODES, ROUNDS])))
+    arguments = argparse.ArgumentParser(prog="python -m load.bench_graph", description=__doc__)
+    arguments.add_argument("nodes", type=int, nargs="?", default=NODES, help=f"of the chain (default {NODES})")
+    arguments.add_argument("rounds", type=int, nargs="?", default=ROUNDS, help=f"default {ROUNDS}")
+    asked = arguments.parse_args()
+    asyncio.run(main(asked.nodes, asked.rounds))

@@ -4,9 +4,9 @@ Run `python -m load.bench_spawn [SECONDS]` (needs `wrk`). Everything runs on thi
 and the load generator share its cores.
 """
 
+import argparse
 import asyncio
 import statistics
-import sys
 import time
 import uuid
 
@@ -43,7 +43,7 @@ async def groups_and_inserts(subject: Subject, callers: list[str], rounds: int =
     connection = await subject.database()
     ours, limit = [], []
     try:
-        # A tree of its own and an agent for which nobody claims: the counters do not know of what is inserted past them.
+        # In a tree of its own, for an agent for which nobody claims: no counter knows of what is inserted past it.
         (root,) = await subject.roots(1)
         for number in range(rounds):
             started = time.perf_counter()
@@ -94,4 +94,6 @@ async def main(seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 8))
+    arguments = argparse.ArgumentParser(prog="python -m load.bench_spawn", description=__doc__)
+    arguments.add_argument("seconds", type=int, nargs="?", default=8, help="of single spawns each (default 8)")
+    asyncio.run(main(arguments.parse_args().seconds))

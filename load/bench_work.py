@@ -4,6 +4,7 @@ Run `python -m load.bench_work` (needs `wrk`). Everything runs on this machine: 
 load generator share its cores.
 """
 
+import argparse
 import asyncio
 import statistics
 import time
@@ -95,4 +96,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m load.bench_work", description=__doc__).parse_args()
     asyncio.run(main())

@@ -4,6 +4,7 @@ Run `poe numbers`, or `python -m load.numbers [ROUNDS]` (needs `wrk`); a round t
 on this machine: the service, PostgreSQL, OPA and the load generator share its cores.
 """
 
+import argparse
 import asyncio
 import statistics
 import sys
@@ -194,4 +195,6 @@ async def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS))
+    arguments = argparse.ArgumentParser(prog="poe numbers", description=__doc__)
+    arguments.add_argument("rounds", type=int, nargs="?", default=ROUNDS, help=f"default {ROUNDS}")
+    asyncio.run(main(arguments.parse_args().rounds))

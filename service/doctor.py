@@ -54,7 +54,9 @@ async def examine(settings: Settings, console: Console) -> None:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    yield True, "data", f"{settings.data_dir.absolute()} can be written"
+    is_new = not (settings.data_dir / "service.json").exists()
+    told = ", and holds nothing of a service yet" if is_new else ""
+    yield True, "data", f"{settings.data_dir.absolute()} can be written{told}"
     revision, bundle = _bundle(settings)
     yield bundle
     if settings.opa_url is not None:

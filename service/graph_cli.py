@@ -61,11 +61,13 @@ def check_graph(
             }
         )
     else:
+        if not token:
+            _fail("a token is needed: name it with --token or REMIT_TOKEN")
         answer = _ask(url, token, tenant, {"graph": document, "agent_id": str(agent_id) if agent_id else None})
     if as_json:
         out.print(Text(orjson.dumps(answer.model_dump(exclude_unset=True), option=orjson.OPT_INDENT_2).decode()))
     else:
-        _show(answer)
+        _show(answer, with_agent=agent_id is not None)
     raise typer.Exit(0 if answer.valid else 1)
 
 
@@ -118,7 +120,7 @@ def _detail(response: httpx2.Response) -> str:
     return str(problem.get("detail")) if isinstance(problem, dict) else response.text[:500]
 
 
-def _show(answer: _Answer) -> None:
+def _show(answer: _Answer, *, with_agent: bool) -> None:
     errors = [finding for finding in answer.diagnostics if finding.severity == "error"]
     later = [finding for finding in answer.diagnostics if finding.severity != "error"]
     for finding in errors:
@@ -132,6 +134,8 @@ def _show(answer: _Answer) -> None:
         out.print(Text.assemble(("… ", "yellow"), f"{where}: to be checked for {', '.join(codes)}"))
     if answer.ir is not None:
         said = f"; {len(later)} checks need to know more" if later else ""
+        if later and not with_agent:
+            said += " (name the agent that would run it with --agent-id)"
         out.print(Text.assemble(("✓ ", "green"), f"the graph compiles{said}: {answer.ir['digest']}"))
     else:
         out.print(f"the graph does not compile: {len(errors)} error{'s' if len(errors) != 1 else ''}")

@@ -48,6 +48,8 @@ def run_graph(
 ) -> None:
     """Publish a graph as an agent, start a run of it and follow its events. Exits 0 when the run has completed."""
     document, given = _read(file), _object(run_input)
+    if not token:
+        _fail("a token is needed: name it with --token or REMIT_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} | ({"X-Tenant-ID": str(tenant)} if tenant else {})
     name = slug or NOT_OF_SLUGS.sub("-", file.stem.lower()).strip("-._") or "graph"
     try:
@@ -168,10 +170,11 @@ def _refused(response: httpx2.Response) -> NoReturn:
         problem = response.json()
     except ValueError:
         problem = {"detail": response.text[:500]}
-    lines = [f"{response.status_code} {problem.get('code', '')}: {problem.get('detail', '')}"]
-    lines.extend(
-        f"  {one['code']}: {one['message']}" for one in problem.get("diagnostics") or problem.get("reasons") or ()
-    )
+    found = problem.get("diagnostics") or problem.get("reasons") or ()
+    # The detail repeats what is found, in one line.
+    said = "" if found else f": {problem.get('detail', '')}"
+    lines = [f"{response.status_code} {problem.get('code', '')}{said}"]
+    lines.extend(f"  {one['code']}: {one['message']}" for one in found)
     _fail("\n".join(lines))
 
 

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import policies
-from kernel.policy.bundle import CAPABILITIES, ENTRYPOINTS, TEST_TIMEOUT, BundleError, revision_of
+from kernel.policy.bundle import CAPABILITIES, ENTRYPOINTS, MANIFEST, TEST_TIMEOUT, BundleError, revision_of
 from kernel.policy.contract import Decision, DecisionInput
 from service.embedded.errors import EmbeddedError
 from service.embedded.opa import find_or_build_opa
@@ -224,6 +224,8 @@ class _Opa:
 
     @classmethod
     def find(cls, binary: Path | None, directory: Path) -> "_Opa":
+        if not (directory / MANIFEST).is_file():
+            _fail(f"{directory} holds no bundle of policies: there is no {MANIFEST}.")
         try:
             return cls(asyncio.run(find_or_build_opa(binary)), directory)
         except EmbeddedError as error:
@@ -258,7 +260,10 @@ def _fail(message: str) -> NoReturn:
 
 def _unformatted(tool: _Opa) -> str:
     finished = tool.run("fmt", "--list", "--fail", ".")
-    return f"{finished.text}\nRun `opa fmt --write` on these." if finished.code != 0 else ""
+    if finished.code == 0:
+        return ""
+    # What it lists it can write anew; what it cannot parse it only tells.
+    return f"{finished.text}\nRun `{tool.binary} fmt --write` on these." if finished.output.strip() else finished.text
 
 
 def _compile_errors(tool: _Opa, schemas: Path) -> str:
@@ -426,6 +431,10 @@ def _fetch(decision_id: UUID, url: str, token: str, tenant: UUID | None) -> Mapp
         _fail(f"{address} could not be read: {error}")
     if not response.is_success or not isinstance(body, dict):
         detail = body.get("detail", "") if isinstance(body, dict) else ""
+        if not token:
+            detail += ". Name one with --token or REMIT_TOKEN."
+        elif tenant is None and "X-Tenant-ID" in detail:
+            detail += ". Name the tenant with --tenant or REMIT_TENANT_ID."
         _fail(f"{address} answered {response.status_code}. {detail}".strip())
     return body
 

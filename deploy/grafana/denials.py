@@ -66,8 +66,8 @@ BOARD = Board(
                     " the time range: a reason whose `first` is its beginning may be older, so widen it.",
                     "A `first` that is recent: it is new. Compare it with the changes of policy (bundle revision, on"
                     " the service's dashboard), of the tenant's flags and of its catalog; then look up the single"
-                    " decisions by tenant and reason (GET /policies/decisions): each has its input, its result and its"
-                    " revision.",
+                    " decisions by tenant and reason (GET /policies/decisions), and of one what was asked and answered"
+                    " (GET /policies/decisions/{decision_id}).",
                     [
                         Query(f"sum by (tenant, action, reason) ({gained(DENIALS)}) > 0", "denials"),
                         Query(seen("min"), "first", unit="dateTimeAsIso"),

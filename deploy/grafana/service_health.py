@@ -31,7 +31,7 @@ BOARD = Board(
                 Panel(
                     "Share of answers that are 5xx, by route",
                     "Normal: 0. Denials (403), conflicts (409) and saturation (429) are no errors of the service.",
-                    "All routes: the database, see `database_unavailable` in the log. Spawns only: policy, see the"
+                    "All routes: the database, see `the database does not answer` in the log. Spawns only: policy, see the"
                     " panels below. The runbook has the section `RemitAvailabilityBurn`.",
                     [
                         Query(

@@ -32,7 +32,7 @@ ENTRYPOINTS = ("orchestration/main/decision", "orchestration/main/decisions")
 CAPABILITIES = "capabilities.json"
 # Of one test. OPA's own five seconds are passed on a machine that is busy, and good policies would be refused for it.
 TEST_TIMEOUT = "60s"
-_MANIFEST = ".manifest"
+MANIFEST = ".manifest"
 _DATA_FILES = frozenset({"data.json", "data.yaml", "data.yml"})
 _RUN_LIMIT_S = 60.0
 
@@ -96,9 +96,9 @@ class Sources:
             BundleError: there is no manifest with roots, or a file cannot be read.
         """
         try:
-            manifest = (source / _MANIFEST).read_bytes()
-            files = {PurePosixPath(_MANIFEST): manifest}
-            for root in _roots(manifest, source / _MANIFEST):
+            manifest = (source / MANIFEST).read_bytes()
+            files = {PurePosixPath(MANIFEST): manifest}
+            for root in _roots(manifest, source / MANIFEST):
                 for path in sorted((source / root).rglob("*")):
                     name = PurePosixPath(path.relative_to(source).as_posix())
                     if _belongs(name) and path.is_file():

@@ -104,7 +104,10 @@ def show_where_to_look(console: Console, url: str, catalog: Catalog, findings: F
 def show_next_step(console: Console, path: str, *, as_graph: bool) -> None:
     """Say how to look around, when the service has ended with the demo."""
     console.print(Text("To look around in it (API, docs, metrics, events):", style="dim"))
-    console.print(Text(f"  remit demo {shlex.quote(path)} {'--graph ' if as_graph else ''}--serve"), soft_wrap=True)
+    console.print(
+        Text(f"  python3 -m uv run remit demo {shlex.quote(path)} {'--graph ' if as_graph else ''}--serve"),
+        soft_wrap=True,
+    )
 
 
 def _survey_table(survey: Survey) -> Table:
@@ -215,7 +218,7 @@ def _refusals_table(refusals: Iterable[Refusal]) -> Table:
     table = _table("What policy refuses")
     table.show_lines = True
     table.add_column("tried", ratio=2)
-    table.add_column("reason, and the decision to look up", ratio=3, overflow="fold")
+    table.add_column("reason, and its decision", ratio=3, overflow="fold")
     for refusal in refusals:
         reasons = Text(", ".join(refusal.codes) or f"{refusal.status}", style="green" if refusal.as_expected else "red")
         decision = Text(refusal.decision_id or "no decision", style="dim")

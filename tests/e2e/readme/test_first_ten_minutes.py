@@ -40,7 +40,7 @@ async def remit_up(data_dir: Path) -> AsyncIterator[str]:
 def commands() -> str:
     """What the section tells to type, after starting the service."""
     section = (REPOSITORY / "README.md").read_text().split("## The first ten minutes")[1].split("\n## ")[0]
-    blocks: list[str] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    blocks: list[str] = re.findall(r"```(?:ba)?sh\n(.*?)```", section, re.DOTALL)
     assert "remit up" in blocks[0]
     return "\n".join(blocks[1:])
 

@@ -14,7 +14,7 @@ from tests.e2e.readme.test_first_ten_minutes import REPOSITORY, commands, remit_
 
 def typed_in(section: str) -> str:
     text = (REPOSITORY / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    return "\n".join(re.findall(r"```(?:ba)?sh\n(.*?)```", text, re.DOTALL))
 
 
 def script(url: str) -> str:
