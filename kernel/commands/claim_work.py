@@ -235,11 +235,16 @@ class _Turns:
 
     def __init__(self) -> None:
         self._after: OrderedDict[Place, UUID] = OrderedDict()
-        self._calls = 0
+        # Of each set of agents by itself: workers that ask in step for different ones must not turn each other's wheel.
+        self._looks: OrderedDict[tuple[UUID, tuple[UUID, ...]], int] = OrderedDict()
 
-    def next(self, tenant_id: UUID, agent_ids: Sequence[UUID]) -> list[Place]:
-        first = self._calls % len(agent_ids)
-        self._calls += 1
+    def next(self, tenant_id: UUID, agent_ids: tuple[UUID, ...]) -> list[Place]:
+        looks = self._looks.get((tenant_id, agent_ids), 0)
+        self._looks[tenant_id, agent_ids] = looks + 1
+        self._looks.move_to_end((tenant_id, agent_ids))
+        if len(self._looks) > MAX_KNOWN_AGENTS:
+            self._looks.popitem(last=False)
+        first = looks % len(agent_ids)
         rotated = [*agent_ids[first:], *agent_ids[:first]]
         return [(agent_id, self._after.get((tenant_id, agent_id), FIRST)) for agent_id in rotated]
 
