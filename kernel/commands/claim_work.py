@@ -114,8 +114,10 @@ class ClaimWorkCommand:
             while not waiter.ended:
                 claimed = await self._lanes.take(lane, request.max_runs)
                 left = patience - asyncio.get_running_loop().time()
-                if claimed or left <= 0 or not await waiter.wait(left):
+                if claimed or left <= 0:
                     return claimed
+                # Woken or not, it looks again: nobody may yet have noticed what another process queued at the last.
+                await waiter.wait(left)
         return []
 
     async def _share(self, lane: _Lane, wanted: Sequence[int]) -> list[list[ClaimedRun]]:

@@ -185,6 +185,18 @@ async def test_a_wait_without_work_ends_empty_and_not_before_its_time(kit: Kit) 
     assert perf_counter() - started > 0.25
 
 
+async def test_a_wait_that_ends_looks_once_more(kit: Kit, services: Services) -> None:
+    root, _ = await kit.team()
+    # Its poller looks at nothing within this test, and nothing else tells it of the spawn.
+    elsewhere = Wakeups(services.database, asyncio.Event(), poll_s=60)
+    command = command_of(services, elsewhere)
+    waiting = asyncio.create_task(command.execute(principal_of(kit), ClaimWork(("worker",), wait_s=2)))
+    await asyncio.sleep(0.2)
+    run_id = await spawn_one(kit, root)
+    assert [str(run.run_id) for run in await asyncio.wait_for(waiting, WELL_BEFORE_S)] == [run_id]
+    await elsewhere.stop()
+
+
 async def test_waiting_claimers_hold_no_connection(kit: Kit, database: Database) -> None:
     await kit.agent("worker")
     waiting = [asyncio.create_task(claim(kit, wait_s=1)) for _ in range(8)]
