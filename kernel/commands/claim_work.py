@@ -1,7 +1,7 @@
 """Claim work: lease queued runs to a worker, fairly between agents and between trees."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,8 +30,12 @@ MAX_RUNS = 100
 MAX_TREES = 8
 # What a look finds may be gone, or under a fence, by the time its tree is locked; then it looks elsewhere.
 MAX_LOOKS = 4
+# Under the locks, so only a little: how far past runs that a fence covers a claim reads for one that is free.
+MAX_PAGES = 4
+PAGE = 100
 MAX_KNOWN_AGENTS = 10_000
 FIRST = UUID(int=0)
+START = (-1, -1)
 
 Place = tuple[UUID, UUID]
 
@@ -151,9 +155,7 @@ class ClaimWorkCommand:
         async with self._database.write() as session:
             locked = await _lock(session, tenant_id, places, at_most=min(max_runs, MAX_TREES))
             here = [place for place in places if (tenant_id, place[1]) in locked]
-            # A statement of its own: what it sees is newer than the locks.
-            found = await leases.queued(session, tenant_id, here, per_place=max_runs)
-            free = await _free(session, tenant_id, locked, found)
+            free = await _free(session, tenant_id, locked, here, per_place=max_runs)
             taken = _in_turn(here, free)[:max_runs]
             if not taken:
                 return {}
@@ -267,14 +269,41 @@ async def _lock(
 
 
 async def _free(
-    session: WriteSession, tenant_id: UUID, locked: dict[TreeKey, LockedTree], found: Sequence[Queued]
+    session: WriteSession,
+    tenant_id: UUID,
+    locked: dict[TreeKey, LockedTree],
+    places: Sequence[Place],
+    *,
+    per_place: int,
 ) -> list[Queued]:
-    """The runs that no fence covers."""
-    doubtful = [
-        (tenant_id, run.root_run_id, run.run_id) for run in found if locked[tenant_id, run.root_run_id].open_fences
-    ]
-    covered = await fences.covered(session, doubtful)
-    return [run for run in found if (tenant_id, run.run_id) not in covered]
+    """The queued runs that no fence covers; a place whose first ones are all covered is read on for a while."""
+    free: list[Queued] = []
+    after = dict.fromkeys(places, START)
+    for _ in range(MAX_PAGES):
+        # A statement of its own: what it sees is newer than the locks.
+        found = await leases.queued(session, tenant_id, after, per_place=per_place)
+        doubtful = [
+            (tenant_id, run.root_run_id, run.run_id) for run in found if locked[tenant_id, run.root_run_id].open_fences
+        ]
+        covered = await fences.covered(session, doubtful)
+        free.extend(run for run in found if (tenant_id, run.run_id) not in covered)
+        after = _hidden(found, per_place) if covered else {}
+        for run in free:
+            after.pop((run.agent_id, run.root_run_id), None)
+        if not after:
+            break
+        per_place = max(per_place, PAGE)
+    return free
+
+
+def _hidden(found: Sequence[Queued], per_place: int) -> dict[Place, tuple[int, int]]:
+    """The places that may hold more than was found, each with the position of the last run of it that was."""
+    last: dict[Place, tuple[int, int]] = {}
+    counts: Counter[Place] = Counter()
+    for run in found:
+        last[run.agent_id, run.root_run_id] = (run.spawned_seq, run.ordinal)
+        counts[run.agent_id, run.root_run_id] += 1
+    return {place: position for place, position in last.items() if counts[place] == per_place}
 
 
 def _in_turn(places: Sequence[Place], found: Sequence[Queued]) -> list[Queued]:

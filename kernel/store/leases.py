@@ -39,14 +39,16 @@ SELECT agent_id, root_run_id FROM found WHERE hop > 0
 ORDER BY row_number() OVER (PARTITION BY agent_id ORDER BY round, hop), place
 """
 
-# Under the locks: what is queued now, for each agent in each tree, in the order of the tree.
+# Under the locks: what is queued now, for each agent in each tree, in the order of the tree, after a position in it.
 QUEUED = """
 SELECT q.agent_id, q.root_run_id, r.run_id, r.surface, r.orchestration_group_id,
-  (SELECT n.slug FROM tenants n WHERE n.tenant_id = $1) AS tenant_slug
-FROM unnest($2::uuid[], $3::uuid[]) WITH ORDINALITY AS q (agent_id, root_run_id, place)
+  (SELECT n.slug FROM tenants n WHERE n.tenant_id = $1) AS tenant_slug, r.spawned_seq, r.ordinal
+FROM unnest($2::uuid[], $3::uuid[], $5::bigint[], $6::int[]) WITH ORDINALITY
+  AS q (agent_id, root_run_id, after_seq, after_ordinal, place)
 CROSS JOIN LATERAL (
   SELECT r.run_id, r.surface, r.orchestration_group_id, r.spawned_seq, r.ordinal FROM agent_runs r
   WHERE r.tenant_id = $1 AND r.agent_id = q.agent_id AND r.root_run_id = q.root_run_id AND r.status = 'queued'
+    AND (r.spawned_seq, r.ordinal) > (q.after_seq, q.after_ordinal)
   ORDER BY r.spawned_seq, r.ordinal
   LIMIT $4
 ) r
@@ -151,6 +153,8 @@ class Queued:
     surface: str
     group_id: UUID | None
     tenant_slug: str
+    spawned_seq: int
+    ordinal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +224,27 @@ async def trees_with_work(
 
 
 async def queued(
-    session: WriteSession, tenant_id: UUID, places: Sequence[tuple[UUID, UUID]], *, per_place: int
+    session: WriteSession,
+    tenant_id: UUID,
+    places: Mapping[tuple[UUID, UUID], tuple[int, int]],
+    *,
+    per_place: int,
 ) -> list[Queued]:
-    """What is queued in locked trees, for each `(agent_id, root_run_id)`, in its order."""
-    rows = await session.driver.fetch(QUEUED, tenant_id, [a for a, _ in places], [r for _, r in places], per_place)
+    """What is queued in locked trees, in the order of each.
+
+    Args:
+        places: as `(agent_id, root_run_id)`, each with the `(spawned_seq, ordinal)` after which it is read.
+        per_place: how many runs of each.
+    """
+    rows = await session.driver.fetch(
+        QUEUED,
+        tenant_id,
+        [agent_id for agent_id, _ in places],
+        [root_run_id for _, root_run_id in places],
+        per_place,
+        [seq for seq, _ in places.values()],
+        [ordinal for _, ordinal in places.values()],
+    )
     return [Queued(*row.values()) for row in rows]
 
 

@@ -241,6 +241,21 @@ async def test_what_a_fence_covers_is_not_claimed(kit: Kit, database: Database) 
     assert (await row(database, covered))["started_seq"] is None
 
 
+@pytest.mark.parametrize("max_runs", [1, 2])
+async def test_what_a_fence_covers_does_not_hide_what_is_queued_behind_it(
+    kit: Kit, database: Database, max_runs: int
+) -> None:
+    root, _ = await kit.team(**PLENTY)
+    keys = [f"covered{number}" for number in range(3)]
+    covered = [await spawn_one(kit, root, key) for key in keys]
+    free = [await spawn_one(kit, root, f"free{number}") for number in range(2)]
+    for run_id in covered:
+        await fence(database, kit, root.run_id, run_id)
+    claimed = ids(await claim(kit, max_runs=max_runs))
+    assert claimed
+    assert claimed == free[: len(claimed)]
+
+
 @pytest.mark.parametrize("max_runs", [1, 40])
 async def test_a_fence_and_claims_at_once_leave_nothing_started_above_the_fence(
     kit: Kit, database: Database, max_runs: int
