@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import cycle, zip_longest
 from typing import Any
@@ -15,7 +15,7 @@ from kernel.commands.aftermath import Aftermath
 from kernel.commands.lanes import Lanes
 from kernel.commands.lifecycle import Change, lifecycle_event
 from kernel.commands.run_tokens import RunTokens, token_of
-from kernel.domain.errors import ForbiddenError, NotFoundError
+from kernel.domain.errors import DatabaseUnavailableError, ForbiddenError, NotFoundError
 from kernel.domain.events import Surface
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
@@ -82,6 +82,14 @@ class _Lane:
     lease_s: int
 
 
+@dataclass(slots=True, eq=False)
+class _Hand:
+    """A claimer's, held open: how many runs it takes, and those that were put into it."""
+
+    wanted: int
+    dealt: list[ClaimedRun] = field(default_factory=list)
+
+
 class ClaimWorkCommand:
     """Hands out work. One per process: it remembers whose turn is next.
 
@@ -95,7 +103,7 @@ class ClaimWorkCommand:
         self._wakeups = wakeups
         self._token_s = token_s
         self._turns = _Turns()
-        self._lanes: Lanes[_Lane, int, list[ClaimedRun]] = Lanes(self._share)
+        self._lanes: Lanes[_Lane, _Hand, list[ClaimedRun]] = Lanes(self._share)
 
     async def execute(self, principal: Principal, request: ClaimWork) -> list[ClaimedRun]:
         """Lease up to `max_runs` runs of the tenant; none when nothing comes in time.
@@ -116,7 +124,7 @@ class ClaimWorkCommand:
         patience = asyncio.get_running_loop().time() + request.wait_s
         with self._wakeups.awaiting_work(tenant_id, lane.agent_ids) as waiter:
             while not waiter.ended:
-                claimed = await self._lanes.take(lane, request.max_runs)
+                claimed = await self._lanes.take(lane, _Hand(request.max_runs))
                 left = patience - asyncio.get_running_loop().time()
                 if claimed or left <= 0:
                     return claimed
@@ -124,16 +132,26 @@ class ClaimWorkCommand:
                 await waiter.wait(left)
         return []
 
-    async def _share(self, lane: _Lane, wanted: Sequence[int]) -> list[list[ClaimedRun]]:
-        """Lease for several claimers at once, and deal the runs out to them in turn."""
-        granted = await self._look(lane, min(sum(wanted), MAX_RUNS))
-        if not granted:
-            return [[] for _ in wanted]
-        dealt: list[list[ClaimedRun]] = [[] for _ in wanted]
-        hands = cycle(range(len(wanted)))
-        for run in await self._hand_over(lane.tenant_id, granted):
-            dealt[next(hand for hand in hands if len(dealt[hand]) < wanted[hand])].append(run)
-        return dealt
+    async def _share(self, lane: _Lane, hands: Sequence[_Hand]) -> list[list[ClaimedRun]]:
+        """Lease for several claimers at once, and deal the runs out to them in turn.
+
+        One look serves a few trees only, so there is another for as long as somebody has nothing and there is more.
+        """
+        granted: dict[UUID, Granted] = {}
+        while len(granted) < len(hands):
+            try:
+                more = await self._look(lane, min(sum(hand.wanted for hand in hands) - len(granted), MAX_RUNS))
+            except DatabaseUnavailableError:
+                if not granted:
+                    raise
+                # What was leased before is not kept from its workers.
+                break
+            if not more:
+                break
+            granted |= more
+        if granted:
+            _deal(hands, await self._hand_over(lane.tenant_id, granted))
+        return [hand.dealt for hand in hands]
 
     async def _look(self, lane: _Lane, max_runs: int) -> dict[UUID, Granted]:
         for _ in range(MAX_LOOKS):
@@ -304,6 +322,13 @@ def _hidden(found: Sequence[Queued], per_place: int) -> dict[Place, tuple[int, i
         last[run.agent_id, run.root_run_id] = (run.spawned_seq, run.ordinal)
         counts[run.agent_id, run.root_run_id] += 1
     return {place: position for place, position in last.items() if counts[place] == per_place}
+
+
+def _deal(hands: Sequence[_Hand], claimed: Sequence[ClaimedRun]) -> None:
+    """One run into each hand, then a second, and so on."""
+    turn = cycle(hands)
+    for run in claimed:
+        next(hand for hand in turn if len(hand.dealt) < hand.wanted).dealt.append(run)
 
 
 def _in_turn(places: Sequence[Place], found: Sequence[Queued]) -> list[Queued]:
