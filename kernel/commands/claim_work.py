@@ -23,7 +23,7 @@ from kernel.identifiers import new_id
 from kernel.store import fences, leases, trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.leases import Described, Granted, Queued
-from kernel.store.trees import LockedTree, TreeKey
+from kernel.store.trees import LockedTree, TreeHeldError, TreeKey
 from kernel.wakeups import Wakeups
 
 MAX_RUNS = 100
@@ -33,6 +33,10 @@ MAX_LOOKS = 4
 # Under the locks, so only a little: how far past runs that a fence covers a claim reads for one that is free.
 MAX_PAGES = 4
 PAGE = 100
+# When others hold every tree that has work: how long a look waits for one of them before there is another look, and how
+# long a claim that does not wait for work goes on so before it is told that there is none.
+LOCK_PATIENCE_MS = 250
+HELD_PATIENCE_S = 2.0
 MAX_KNOWN_AGENTS = 10_000
 FIRST = UUID(int=0)
 START = (-1, -1)
@@ -84,10 +88,14 @@ class _Lane:
 
 @dataclass(slots=True, eq=False)
 class _Hand:
-    """A claimer's, held open: how many runs it takes, and those that were put into it."""
+    """A claimer's, held open: how many runs it takes, and those that were put into it.
+
+    `held_up`: there is work, but others held the locks of its trees.
+    """
 
     wanted: int
     dealt: list[ClaimedRun] = field(default_factory=list)
+    held_up: bool = False
 
 
 class ClaimWorkCommand:
@@ -121,11 +129,16 @@ class ClaimWorkCommand:
             if slug not in known:
                 raise NotFoundError(f"agent_slugs: there is no agent {slug}")
         lane = _Lane(tenant_id, tuple(dict.fromkeys(known[slug] for slug in request.agent_slugs)), request.lease_s)
-        patience = asyncio.get_running_loop().time() + request.wait_s
+        now = asyncio.get_running_loop().time
+        patience, held_patience = now() + request.wait_s, now() + max(request.wait_s, HELD_PATIENCE_S)
         with self._wakeups.awaiting_work(tenant_id, lane.agent_ids) as waiter:
             while not waiter.ended:
-                claimed = await self._lanes.take(lane, _Hand(request.max_runs))
-                left = patience - asyncio.get_running_loop().time()
+                hand = _Hand(request.max_runs)
+                claimed = await self._lanes.take(lane, hand)
+                if not claimed and hand.held_up and now() < held_patience:
+                    # With the next batch, which sees what was queued meanwhile in trees that nobody holds.
+                    continue
+                left = patience - now()
                 if claimed or left <= 0:
                     return claimed
                 # Woken or not, it looks again: nobody may yet have noticed what another process queued at the last.
@@ -140,7 +153,13 @@ class ClaimWorkCommand:
         granted: dict[UUID, Granted] = {}
         while len(granted) < len(hands):
             try:
-                more = await self._look(lane, min(sum(hand.wanted for hand in hands) - len(granted), MAX_RUNS))
+                room = min(sum(hand.wanted for hand in hands) - len(granted), MAX_RUNS)
+                # Whoever has something does not wait for what others hold.
+                more = await self._look(lane, room, patience_ms=0 if granted else LOCK_PATIENCE_MS)
+            except TreeHeldError:
+                for hand in hands:
+                    hand.held_up = True
+                break
             except DatabaseUnavailableError:
                 if not granted:
                     raise
@@ -153,7 +172,7 @@ class ClaimWorkCommand:
             _deal(hands, await self._hand_over(lane.tenant_id, granted))
         return [hand.dealt for hand in hands]
 
-    async def _look(self, lane: _Lane, max_runs: int) -> dict[UUID, Granted]:
+    async def _look(self, lane: _Lane, max_runs: int, *, patience_ms: int) -> dict[UUID, Granted]:
         for _ in range(MAX_LOOKS):
             # Read without a lock, so only a hint: it says where to look, not what to take.
             async with self._database.read() as session:
@@ -163,15 +182,22 @@ class ClaimWorkCommand:
             if not places:
                 return {}
             self._turns.served(lane.tenant_id, places[: min(max_runs, MAX_TREES)])
-            granted = await self._lease(lane, places, max_runs)
+            try:
+                granted = await self._lease(lane, places, max_runs, patience_ms=patience_ms)
+            except TreeHeldError:
+                # All that was found is held, so the next look begins beyond it.
+                self._turns.served(lane.tenant_id, places[: MAX_TREES * len(lane.agent_ids)])
+                raise
             if granted:
                 return granted
         return {}
 
-    async def _lease(self, lane: _Lane, places: Sequence[Place], max_runs: int) -> dict[UUID, Granted]:
+    async def _lease(
+        self, lane: _Lane, places: Sequence[Place], max_runs: int, *, patience_ms: int
+    ) -> dict[UUID, Granted]:
         tenant_id = lane.tenant_id
         async with self._database.write() as session:
-            locked = await _lock(session, tenant_id, places, at_most=min(max_runs, MAX_TREES))
+            locked = await _lock(session, tenant_id, places, at_most=min(max_runs, MAX_TREES), patience_ms=patience_ms)
             here = [place for place in places if (tenant_id, place[1]) in locked]
             free = await _free(session, tenant_id, locked, here, per_place=max_runs)
             taken = _in_turn(here, free)[:max_runs]
@@ -279,11 +305,20 @@ class _Turns:
 
 
 async def _lock(
-    session: WriteSession, tenant_id: UUID, places: Sequence[Place], *, at_most: int
+    session: WriteSession, tenant_id: UUID, places: Sequence[Place], *, at_most: int, patience_ms: int
 ) -> dict[TreeKey, LockedTree]:
-    """Lock trees that nobody holds; when all are held, queue for the first, as everybody does who changes a tree."""
+    """Lock trees that nobody holds; when all are held, queue for the first, as everybody does who changes a tree.
+
+    Raises:
+        TreeHeldError: when it is not to be had in time.
+    """
     wanted = list(dict.fromkeys((tenant_id, root_run_id) for _, root_run_id in places))
-    return await trees.lock_available(session, wanted, at_most) or await trees.lock(session, wanted[:1])
+    locked = await trees.lock_available(session, wanted, at_most)
+    if locked:
+        return locked
+    if not patience_ms:
+        raise TreeHeldError
+    return await trees.lock_briefly(session, wanted[0], patience_ms)
 
 
 async def _free(
