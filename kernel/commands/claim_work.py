@@ -1,19 +1,21 @@
 """Claim work: lease queued runs to a worker, fairly between agents and between trees."""
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import cycle, zip_longest
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.lanes import Lanes
 from kernel.commands.lifecycle import Change, lifecycle_event
+from kernel.commands.requeuing import give_back
 from kernel.commands.run_tokens import RunTokens, token_of
 from kernel.domain.errors import DatabaseUnavailableError, ForbiddenError, NotFoundError
 from kernel.domain.events import Surface
@@ -42,6 +44,8 @@ FIRST = UUID(int=0)
 START = (-1, -1)
 
 Place = tuple[UUID, UUID]
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +94,35 @@ class _Lane:
 class _Hand:
     """A claimer's, held open: how many runs it takes, and those that were put into it.
 
-    `held_up`: there is work, but others held the locks of its trees.
+    `awaited`: nobody has hung up. `held_up`: there is work, but others held the locks of its trees.
     """
 
     wanted: int
     dealt: list[ClaimedRun] = field(default_factory=list)
+    awaited: bool = True
     held_up: bool = False
+
+
+@dataclass(slots=True)
+class _Table:
+    """Claimers that are served together, and what was leased for them so far."""
+
+    hands: Sequence[_Hand]
+    granted: dict[UUID, Granted] = field(default_factory=dict)
+
+    @property
+    def awaited(self) -> list[_Hand]:
+        return [hand for hand in self.hands if hand.awaited]
+
+    @property
+    def unserved(self) -> bool:
+        """Whether somebody would go without."""
+        return len(self.granted) < len(self.awaited)
+
+    @property
+    def room(self) -> int:
+        """How many runs more may be leased, at once, to those who still wait for an answer."""
+        return max(0, min(sum(hand.wanted for hand in self.awaited) - len(self.granted), MAX_RUNS))
 
 
 class ClaimWorkCommand:
@@ -112,6 +139,7 @@ class ClaimWorkCommand:
         self._token_s = token_s
         self._turns = _Turns()
         self._lanes: Lanes[_Lane, _Hand, list[ClaimedRun]] = Lanes(self._share)
+        self._returns: set[asyncio.Task[None]] = set()
 
     async def execute(self, principal: Principal, request: ClaimWork) -> list[ClaimedRun]:
         """Lease up to `max_runs` runs of the tenant; none when nothing comes in time.
@@ -134,7 +162,7 @@ class ClaimWorkCommand:
         with self._wakeups.awaiting_work(tenant_id, lane.agent_ids) as waiter:
             while not waiter.ended:
                 hand = _Hand(request.max_runs)
-                claimed = await self._lanes.take(lane, hand)
+                claimed = await self._take(lane, hand)
                 if not claimed and hand.held_up and now() < held_patience:
                     # With the next batch, which sees what was queued meanwhile in trees that nobody holds.
                     continue
@@ -145,62 +173,89 @@ class ClaimWorkCommand:
                 await waiter.wait(left)
         return []
 
+    async def _take(self, lane: _Lane, hand: _Hand) -> list[ClaimedRun]:
+        try:
+            return await self._lanes.take(lane, hand)
+        except asyncio.CancelledError:
+            # Its worker has hung up. The batch goes on for the others, so it is told; what it has dealt comes back.
+            hand.awaited = False
+            self._give_back(lane.tenant_id, hand.dealt)
+            raise
+
     async def _share(self, lane: _Lane, hands: Sequence[_Hand]) -> list[list[ClaimedRun]]:
         """Lease for several claimers at once, and deal the runs out to them in turn.
 
         One look serves a few trees only, so there is another for as long as somebody has nothing and there is more.
         """
-        granted: dict[UUID, Granted] = {}
-        while len(granted) < len(hands):
+        table = _Table(hands)
+        while table.unserved:
             try:
-                room = min(sum(hand.wanted for hand in hands) - len(granted), MAX_RUNS)
-                # Whoever has something does not wait for what others hold.
-                more = await self._look(lane, room, patience_ms=0 if granted else LOCK_PATIENCE_MS)
+                more = await self._look(lane, table)
             except TreeHeldError:
                 for hand in hands:
                     hand.held_up = True
                 break
             except DatabaseUnavailableError:
-                if not granted:
+                if not table.granted:
                     raise
                 # What was leased before is not kept from its workers.
                 break
             if not more:
                 break
-            granted |= more
-        if granted:
-            _deal(hands, await self._hand_over(lane.tenant_id, granted))
+            table.granted |= more
+        if table.granted:
+            claimed = await self._hand_over(lane.tenant_id, table.granted)
+            # Who has hung up until now gets nothing; what is left then goes back.
+            self._give_back(lane.tenant_id, _deal(table.awaited, claimed))
         return [hand.dealt for hand in hands]
 
-    async def _look(self, lane: _Lane, max_runs: int, *, patience_ms: int) -> dict[UUID, Granted]:
+    def _give_back(self, tenant_id: UUID, claimed: Sequence[ClaimedRun]) -> None:
+        """Have runs queued again that nobody is there to take; nobody waits for it."""
+        if claimed:
+            task = asyncio.create_task(self._queue_again(tenant_id, {run.run_id: run.lease for run in claimed}))
+            self._returns.add(task)
+            task.add_done_callback(self._returns.discard)
+
+    async def _queue_again(self, tenant_id: UUID, granted: dict[UUID, UUID]) -> None:
+        try:
+            await give_back(self._database, self._wakeups, tenant_id, granted)
+        except Exception:
+            # They come back when their leases run out.
+            log.exception("work that nobody took was not given back", runs=len(granted))
+
+    async def _look(self, lane: _Lane, table: _Table) -> dict[UUID, Granted]:
+        tenant_id = lane.tenant_id
         for _ in range(MAX_LOOKS):
+            if not table.unserved:
+                break
             # Read without a lock, so only a hint: it says where to look, not what to take.
             async with self._database.read() as session:
                 places = await leases.trees_with_work(
-                    session, lane.tenant_id, self._turns.next(lane.tenant_id, lane.agent_ids), per_agent=MAX_TREES
+                    session, tenant_id, self._turns.next(tenant_id, lane.agent_ids), per_agent=MAX_TREES
                 )
             if not places:
-                return {}
-            self._turns.served(lane.tenant_id, places[: min(max_runs, MAX_TREES)])
+                break
+            self._turns.served(tenant_id, places[: min(table.room, MAX_TREES)])
             try:
-                granted = await self._lease(lane, places, max_runs, patience_ms=patience_ms)
+                granted = await self._lease(lane, places, table)
             except TreeHeldError:
                 # All that was found is held, so the next look begins beyond it.
-                self._turns.served(lane.tenant_id, places[: MAX_TREES * len(lane.agent_ids)])
+                self._turns.served(tenant_id, places[: MAX_TREES * len(lane.agent_ids)])
                 raise
             if granted:
                 return granted
         return {}
 
-    async def _lease(
-        self, lane: _Lane, places: Sequence[Place], max_runs: int, *, patience_ms: int
-    ) -> dict[UUID, Granted]:
-        tenant_id = lane.tenant_id
+    async def _lease(self, lane: _Lane, places: Sequence[Place], table: _Table) -> dict[UUID, Granted]:
+        tenant_id, room = lane.tenant_id, max(table.room, 1)
+        # Whoever has something does not wait for what others hold.
+        patience_ms = 0 if table.granted else LOCK_PATIENCE_MS
         async with self._database.write() as session:
-            locked = await _lock(session, tenant_id, places, at_most=min(max_runs, MAX_TREES), patience_ms=patience_ms)
+            locked = await _lock(session, tenant_id, places, at_most=min(room, MAX_TREES), patience_ms=patience_ms)
             here = [place for place in places if (tenant_id, place[1]) in locked]
-            free = await _free(session, tenant_id, locked, here, per_place=max_runs)
-            taken = _in_turn(here, free)[:max_runs]
+            free = await _free(session, tenant_id, locked, here, per_place=room)
+            # Counted anew: who has hung up while others held the lock is leased nothing.
+            taken = _in_turn(here, free)[: table.room]
             if not taken:
                 return {}
             granted = await self._start(session, locked, lane, taken)
@@ -359,11 +414,15 @@ def _hidden(found: Sequence[Queued], per_place: int) -> dict[Place, tuple[int, i
     return {place: position for place, position in last.items() if counts[place] == per_place}
 
 
-def _deal(hands: Sequence[_Hand], claimed: Sequence[ClaimedRun]) -> None:
-    """One run into each hand, then a second, and so on."""
-    turn = cycle(hands)
-    for run in claimed:
-        next(hand for hand in turn if len(hand.dealt) < hand.wanted).dealt.append(run)
+def _deal(hands: Sequence[_Hand], claimed: Sequence[ClaimedRun]) -> list[ClaimedRun]:
+    """One run into each hand, then a second, and so on; what is left over."""
+    left = deque(claimed)
+    open_hands = list(hands)
+    while left and open_hands:
+        for hand in open_hands[: len(left)]:
+            hand.dealt.append(left.popleft())
+        open_hands = [hand for hand in open_hands if len(hand.dealt) < hand.wanted]
+    return list(left)
 
 
 def _in_turn(places: Sequence[Place], found: Sequence[Queued]) -> list[Queued]:

@@ -138,6 +138,17 @@ WITH released AS (
 UPDATE agent_runs r SET status = 'queued' WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
 """
 
+# As though they had never been granted: nobody has heard of them. What was never leased before has no lease again.
+GIVE_BACK = """
+WITH first AS (
+  DELETE FROM run_leases l WHERE l.tenant_id = $1 AND l.run_id = ANY ($2::uuid[]) AND l.attempt = 1
+), repeated AS (
+  UPDATE run_leases l SET lease = NULL, expires_at = NULL, attempt = l.attempt - 1
+  WHERE l.tenant_id = $1 AND l.run_id = ANY ($2::uuid[]) AND l.attempt > 1
+)
+UPDATE agent_runs r SET status = 'queued' WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
+"""
+
 NEXT_EXPIRY = (
     "SELECT extract(epoch FROM min(expires_at) - clock_timestamp())::float8 FROM run_leases WHERE lease IS NOT NULL"
 )
@@ -304,6 +315,11 @@ async def expired(session: ReadSession, *, limit: int, passing_over: Sequence[UU
 async def requeue(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> None:
     """Take back the leases of runs of a locked tree, and put the runs back in the queue."""
     await session.driver.execute(REQUEUE, tenant_id, list(run_ids))
+
+
+async def give_back(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> None:
+    """Take back leases that no worker has heard of, so that they count as no attempt, and queue their runs again."""
+    await session.driver.execute(GIVE_BACK, tenant_id, list(run_ids))
 
 
 async def seconds_to_next_expiry(session: ReadSession) -> float | None:
