@@ -1,21 +1,23 @@
 """Claim work: lease queued runs to a worker, fairly between agents and between trees."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import cycle, zip_longest
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.lanes import Lanes
 from kernel.commands.lifecycle import Change, lifecycle_event
+from kernel.commands.requeuing import give_back
 from kernel.commands.run_tokens import RunTokens, token_of
-from kernel.domain.errors import ForbiddenError, NotFoundError
+from kernel.domain.errors import DatabaseUnavailableError, ForbiddenError, NotFoundError
 from kernel.domain.events import Surface
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
@@ -23,17 +25,27 @@ from kernel.identifiers import new_id
 from kernel.store import fences, leases, trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.leases import Described, Granted, Queued
-from kernel.store.trees import LockedTree, TreeKey
+from kernel.store.trees import LockedTree, TreeHeldError, TreeKey
 from kernel.wakeups import Wakeups
 
 MAX_RUNS = 100
 MAX_TREES = 8
 # What a look finds may be gone, or under a fence, by the time its tree is locked; then it looks elsewhere.
 MAX_LOOKS = 4
+# Under the locks, so only a little: how far past runs that a fence covers a claim reads for one that is free.
+MAX_PAGES = 4
+PAGE = 100
+# When others hold every tree that has work: how long a look waits for one of them before there is another look, and how
+# long a claim that does not wait for work goes on so before it is told that there is none.
+LOCK_PATIENCE_MS = 250
+HELD_PATIENCE_S = 2.0
 MAX_KNOWN_AGENTS = 10_000
 FIRST = UUID(int=0)
+START = (-1, -1)
 
 Place = tuple[UUID, UUID]
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,41 @@ class _Lane:
     lease_s: int
 
 
+@dataclass(slots=True, eq=False)
+class _Hand:
+    """A claimer's, held open: how many runs it takes, and those that were put into it.
+
+    `awaited`: nobody has hung up. `held_up`: there is work, but others held the locks of its trees.
+    """
+
+    wanted: int
+    dealt: list[ClaimedRun] = field(default_factory=list)
+    awaited: bool = True
+    held_up: bool = False
+
+
+@dataclass(slots=True)
+class _Table:
+    """Claimers that are served together, and what was leased for them so far."""
+
+    hands: Sequence[_Hand]
+    granted: dict[UUID, Granted] = field(default_factory=dict)
+
+    @property
+    def awaited(self) -> list[_Hand]:
+        return [hand for hand in self.hands if hand.awaited]
+
+    @property
+    def unserved(self) -> bool:
+        """Whether somebody would go without."""
+        return len(self.granted) < len(self.awaited)
+
+    @property
+    def room(self) -> int:
+        """How many runs more may be leased, at once, to those who still wait for an answer."""
+        return max(0, min(sum(hand.wanted for hand in self.awaited) - len(self.granted), MAX_RUNS))
+
+
 class ClaimWorkCommand:
     """Hands out work. One per process: it remembers whose turn is next.
 
@@ -91,7 +138,8 @@ class ClaimWorkCommand:
         self._wakeups = wakeups
         self._token_s = token_s
         self._turns = _Turns()
-        self._lanes: Lanes[_Lane, int, list[ClaimedRun]] = Lanes(self._share)
+        self._lanes: Lanes[_Lane, _Hand, list[ClaimedRun]] = Lanes(self._share)
+        self._returns: set[asyncio.Task[None]] = set()
 
     async def execute(self, principal: Principal, request: ClaimWork) -> list[ClaimedRun]:
         """Lease up to `max_runs` runs of the tenant; none when nothing comes in time.
@@ -109,50 +157,105 @@ class ClaimWorkCommand:
             if slug not in known:
                 raise NotFoundError(f"agent_slugs: there is no agent {slug}")
         lane = _Lane(tenant_id, tuple(dict.fromkeys(known[slug] for slug in request.agent_slugs)), request.lease_s)
-        patience = asyncio.get_running_loop().time() + request.wait_s
+        now = asyncio.get_running_loop().time
+        patience, held_patience = now() + request.wait_s, now() + max(request.wait_s, HELD_PATIENCE_S)
         with self._wakeups.awaiting_work(tenant_id, lane.agent_ids) as waiter:
             while not waiter.ended:
-                claimed = await self._lanes.take(lane, request.max_runs)
-                left = patience - asyncio.get_running_loop().time()
-                if claimed or left <= 0 or not await waiter.wait(left):
+                hand = _Hand(request.max_runs)
+                claimed = await self._take(lane, hand)
+                if not claimed and hand.held_up and now() < held_patience:
+                    # With the next batch, which sees what was queued meanwhile in trees that nobody holds.
+                    continue
+                left = patience - now()
+                if claimed or left <= 0:
                     return claimed
+                # Woken or not, it looks again: nobody may yet have noticed what another process queued at the last.
+                await waiter.wait(left)
         return []
 
-    async def _share(self, lane: _Lane, wanted: Sequence[int]) -> list[list[ClaimedRun]]:
-        """Lease for several claimers at once, and deal the runs out to them in turn."""
-        granted = await self._look(lane, min(sum(wanted), MAX_RUNS))
-        if not granted:
-            return [[] for _ in wanted]
-        dealt: list[list[ClaimedRun]] = [[] for _ in wanted]
-        hands = cycle(range(len(wanted)))
-        for run in await self._hand_over(lane.tenant_id, granted):
-            dealt[next(hand for hand in hands if len(dealt[hand]) < wanted[hand])].append(run)
-        return dealt
+    async def _take(self, lane: _Lane, hand: _Hand) -> list[ClaimedRun]:
+        try:
+            return await self._lanes.take(lane, hand)
+        except asyncio.CancelledError:
+            # Its worker has hung up. The batch goes on for the others, so it is told; what it has dealt comes back.
+            hand.awaited = False
+            self._give_back(lane.tenant_id, hand.dealt)
+            raise
 
-    async def _look(self, lane: _Lane, max_runs: int) -> dict[UUID, Granted]:
+    async def _share(self, lane: _Lane, hands: Sequence[_Hand]) -> list[list[ClaimedRun]]:
+        """Lease for several claimers at once, and deal the runs out to them in turn.
+
+        One look serves a few trees only, so there is another for as long as somebody has nothing and there is more.
+        """
+        table = _Table(hands)
+        while table.unserved:
+            try:
+                more = await self._look(lane, table)
+            except TreeHeldError:
+                for hand in hands:
+                    hand.held_up = True
+                break
+            except DatabaseUnavailableError:
+                if not table.granted:
+                    raise
+                # What was leased before is not kept from its workers.
+                break
+            if not more:
+                break
+            table.granted |= more
+        if table.granted:
+            claimed = await self._hand_over(lane.tenant_id, table.granted)
+            # Who has hung up until now gets nothing; what is left then goes back.
+            self._give_back(lane.tenant_id, _deal(table.awaited, claimed))
+        return [hand.dealt for hand in hands]
+
+    def _give_back(self, tenant_id: UUID, claimed: Sequence[ClaimedRun]) -> None:
+        """Have runs queued again that nobody is there to take; nobody waits for it."""
+        if claimed:
+            task = asyncio.create_task(self._queue_again(tenant_id, {run.run_id: run.lease for run in claimed}))
+            self._returns.add(task)
+            task.add_done_callback(self._returns.discard)
+
+    async def _queue_again(self, tenant_id: UUID, granted: dict[UUID, UUID]) -> None:
+        try:
+            await give_back(self._database, self._wakeups, tenant_id, granted)
+        except Exception:
+            # They come back when their leases run out.
+            log.exception("work that nobody took was not given back", runs=len(granted))
+
+    async def _look(self, lane: _Lane, table: _Table) -> dict[UUID, Granted]:
+        tenant_id = lane.tenant_id
         for _ in range(MAX_LOOKS):
+            if not table.unserved:
+                break
             # Read without a lock, so only a hint: it says where to look, not what to take.
             async with self._database.read() as session:
                 places = await leases.trees_with_work(
-                    session, lane.tenant_id, self._turns.next(lane.tenant_id, lane.agent_ids), per_agent=MAX_TREES
+                    session, tenant_id, self._turns.next(tenant_id, lane.agent_ids), per_agent=MAX_TREES
                 )
             if not places:
-                return {}
-            self._turns.served(lane.tenant_id, places[: min(max_runs, MAX_TREES)])
-            granted = await self._lease(lane, places, max_runs)
+                break
+            self._turns.served(tenant_id, places[: min(table.room, MAX_TREES)])
+            try:
+                granted = await self._lease(lane, places, table)
+            except TreeHeldError:
+                # All that was found is held, so the next look begins beyond it.
+                self._turns.served(tenant_id, places[: MAX_TREES * len(lane.agent_ids)])
+                raise
             if granted:
                 return granted
         return {}
 
-    async def _lease(self, lane: _Lane, places: Sequence[Place], max_runs: int) -> dict[UUID, Granted]:
-        tenant_id = lane.tenant_id
+    async def _lease(self, lane: _Lane, places: Sequence[Place], table: _Table) -> dict[UUID, Granted]:
+        tenant_id, room = lane.tenant_id, max(table.room, 1)
+        # Whoever has something does not wait for what others hold.
+        patience_ms = 0 if table.granted else LOCK_PATIENCE_MS
         async with self._database.write() as session:
-            locked = await _lock(session, tenant_id, places, at_most=min(max_runs, MAX_TREES))
+            locked = await _lock(session, tenant_id, places, at_most=min(room, MAX_TREES), patience_ms=patience_ms)
             here = [place for place in places if (tenant_id, place[1]) in locked]
-            # A statement of its own: what it sees is newer than the locks.
-            found = await leases.queued(session, tenant_id, here, per_place=max_runs)
-            free = await _free(session, tenant_id, locked, found)
-            taken = _in_turn(here, free)[:max_runs]
+            free = await _free(session, tenant_id, locked, here, per_place=room)
+            # Counted anew: who has hung up while others held the lock is leased nothing.
+            taken = _in_turn(here, free)[: table.room]
             if not taken:
                 return {}
             granted = await self._start(session, locked, lane, taken)
@@ -235,11 +338,16 @@ class _Turns:
 
     def __init__(self) -> None:
         self._after: OrderedDict[Place, UUID] = OrderedDict()
-        self._calls = 0
+        # Of each set of agents by itself: workers that ask in step for different ones must not turn each other's wheel.
+        self._looks: OrderedDict[tuple[UUID, tuple[UUID, ...]], int] = OrderedDict()
 
-    def next(self, tenant_id: UUID, agent_ids: Sequence[UUID]) -> list[Place]:
-        first = self._calls % len(agent_ids)
-        self._calls += 1
+    def next(self, tenant_id: UUID, agent_ids: tuple[UUID, ...]) -> list[Place]:
+        looks = self._looks.get((tenant_id, agent_ids), 0)
+        self._looks[tenant_id, agent_ids] = looks + 1
+        self._looks.move_to_end((tenant_id, agent_ids))
+        if len(self._looks) > MAX_KNOWN_AGENTS:
+            self._looks.popitem(last=False)
+        first = looks % len(agent_ids)
         rotated = [*agent_ids[first:], *agent_ids[:first]]
         return [(agent_id, self._after.get((tenant_id, agent_id), FIRST)) for agent_id in rotated]
 
@@ -252,22 +360,69 @@ class _Turns:
 
 
 async def _lock(
-    session: WriteSession, tenant_id: UUID, places: Sequence[Place], *, at_most: int
+    session: WriteSession, tenant_id: UUID, places: Sequence[Place], *, at_most: int, patience_ms: int
 ) -> dict[TreeKey, LockedTree]:
-    """Lock trees that nobody holds; when all are held, queue for the first, as everybody does who changes a tree."""
+    """Lock trees that nobody holds; when all are held, queue for the first, as everybody does who changes a tree.
+
+    Raises:
+        TreeHeldError: when it is not to be had in time.
+    """
     wanted = list(dict.fromkeys((tenant_id, root_run_id) for _, root_run_id in places))
-    return await trees.lock_available(session, wanted, at_most) or await trees.lock(session, wanted[:1])
+    locked = await trees.lock_available(session, wanted, at_most)
+    if locked:
+        return locked
+    if not patience_ms:
+        raise TreeHeldError
+    return await trees.lock_briefly(session, wanted[0], patience_ms)
 
 
 async def _free(
-    session: WriteSession, tenant_id: UUID, locked: dict[TreeKey, LockedTree], found: Sequence[Queued]
+    session: WriteSession,
+    tenant_id: UUID,
+    locked: dict[TreeKey, LockedTree],
+    places: Sequence[Place],
+    *,
+    per_place: int,
 ) -> list[Queued]:
-    """The runs that no fence covers."""
-    doubtful = [
-        (tenant_id, run.root_run_id, run.run_id) for run in found if locked[tenant_id, run.root_run_id].open_fences
-    ]
-    covered = await fences.covered(session, doubtful)
-    return [run for run in found if (tenant_id, run.run_id) not in covered]
+    """The queued runs that no fence covers; a place whose first ones are all covered is read on for a while."""
+    free: list[Queued] = []
+    after = dict.fromkeys(places, START)
+    for _ in range(MAX_PAGES):
+        # A statement of its own: what it sees is newer than the locks.
+        found = await leases.queued(session, tenant_id, after, per_place=per_place)
+        doubtful = [
+            (tenant_id, run.root_run_id, run.run_id) for run in found if locked[tenant_id, run.root_run_id].open_fences
+        ]
+        covered = await fences.covered(session, doubtful)
+        free.extend(run for run in found if (tenant_id, run.run_id) not in covered)
+        after = _hidden(found, per_place) if covered else {}
+        for run in free:
+            after.pop((run.agent_id, run.root_run_id), None)
+        if not after:
+            break
+        per_place = max(per_place, PAGE)
+    return free
+
+
+def _hidden(found: Sequence[Queued], per_place: int) -> dict[Place, tuple[int, int]]:
+    """The places that may hold more than was found, each with the position of the last run of it that was."""
+    last: dict[Place, tuple[int, int]] = {}
+    counts: Counter[Place] = Counter()
+    for run in found:
+        last[run.agent_id, run.root_run_id] = (run.spawned_seq, run.ordinal)
+        counts[run.agent_id, run.root_run_id] += 1
+    return {place: position for place, position in last.items() if counts[place] == per_place}
+
+
+def _deal(hands: Sequence[_Hand], claimed: Sequence[ClaimedRun]) -> list[ClaimedRun]:
+    """One run into each hand, then a second, and so on; what is left over."""
+    left = deque(claimed)
+    open_hands = list(hands)
+    while left and open_hands:
+        for hand in open_hands[: len(left)]:
+            hand.dealt.append(left.popleft())
+        open_hands = [hand for hand in open_hands if len(hand.dealt) < hand.wanted]
+    return list(left)
 
 
 def _in_turn(places: Sequence[Place], found: Sequence[Queued]) -> list[Queued]:

@@ -8,7 +8,7 @@ import orjson
 from kernel.commands.acknowledging import cancel_covered
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.ending import Ending, end_runs
-from kernel.commands.lifecycle import Change, lifecycle_event
+from kernel.commands.requeuing import requeue
 from kernel.domain.run import RunStatus
 from kernel.reconcilers.sweep import Sweep
 from kernel.store import fences, leases, runs
@@ -51,20 +51,8 @@ class ExpiredLeases:
             aftermath.add((await end_runs(session, tree, [_failure(run) for run in spent], known=known)).aftermath)
         again = [run for run in left if run not in spent]
         if again:
-            aftermath.add(await _requeue(session, tree, again))
+            aftermath.add(await requeue(session, tree, again))
         return len(lost), aftermath
-
-
-async def _requeue(session: WriteSession, tree: LockedTree, again: Sequence[Run]) -> Aftermath:
-    await leases.requeue(session, tree.tenant_id, [run.run_id for run in again])
-    aftermath = Aftermath()
-    for run in again:
-        tree.moved(run.status.value, RunStatus.QUEUED.value)
-        aftermath.transitions[run.tenant_slug, RunStatus.QUEUED.value] += 1
-        aftermath.queued[run.tenant_id, run.agent_id] += 1
-    changes = [Change(run.run_id, RunStatus.QUEUED, run.group_id) for run in again]
-    tree.tell(lifecycle_event(tree, tree.next_seq(), changes, again[0].surface))
-    return aftermath
 
 
 def _failure(run: Run) -> Ending:

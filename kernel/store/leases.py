@@ -39,14 +39,16 @@ SELECT agent_id, root_run_id FROM found WHERE hop > 0
 ORDER BY row_number() OVER (PARTITION BY agent_id ORDER BY round, hop), place
 """
 
-# Under the locks: what is queued now, for each agent in each tree, in the order of the tree.
+# Under the locks: what is queued now, for each agent in each tree, in the order of the tree, after a position in it.
 QUEUED = """
 SELECT q.agent_id, q.root_run_id, r.run_id, r.surface, r.orchestration_group_id,
-  (SELECT n.slug FROM tenants n WHERE n.tenant_id = $1) AS tenant_slug
-FROM unnest($2::uuid[], $3::uuid[]) WITH ORDINALITY AS q (agent_id, root_run_id, place)
+  (SELECT n.slug FROM tenants n WHERE n.tenant_id = $1) AS tenant_slug, r.spawned_seq, r.ordinal
+FROM unnest($2::uuid[], $3::uuid[], $5::bigint[], $6::int[]) WITH ORDINALITY
+  AS q (agent_id, root_run_id, after_seq, after_ordinal, place)
 CROSS JOIN LATERAL (
   SELECT r.run_id, r.surface, r.orchestration_group_id, r.spawned_seq, r.ordinal FROM agent_runs r
   WHERE r.tenant_id = $1 AND r.agent_id = q.agent_id AND r.root_run_id = q.root_run_id AND r.status = 'queued'
+    AND (r.spawned_seq, r.ordinal) > (q.after_seq, q.after_ordinal)
   ORDER BY r.spawned_seq, r.ordinal
   LIMIT $4
 ) r
@@ -136,6 +138,17 @@ WITH released AS (
 UPDATE agent_runs r SET status = 'queued' WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
 """
 
+# As though they had never been granted: nobody has heard of them. What was never leased before has no lease again.
+GIVE_BACK = """
+WITH first AS (
+  DELETE FROM run_leases l WHERE l.tenant_id = $1 AND l.run_id = ANY ($2::uuid[]) AND l.attempt = 1
+), repeated AS (
+  UPDATE run_leases l SET lease = NULL, expires_at = NULL, attempt = l.attempt - 1
+  WHERE l.tenant_id = $1 AND l.run_id = ANY ($2::uuid[]) AND l.attempt > 1
+)
+UPDATE agent_runs r SET status = 'queued' WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
+"""
+
 NEXT_EXPIRY = (
     "SELECT extract(epoch FROM min(expires_at) - clock_timestamp())::float8 FROM run_leases WHERE lease IS NOT NULL"
 )
@@ -151,6 +164,8 @@ class Queued:
     surface: str
     group_id: UUID | None
     tenant_slug: str
+    spawned_seq: int
+    ordinal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +235,27 @@ async def trees_with_work(
 
 
 async def queued(
-    session: WriteSession, tenant_id: UUID, places: Sequence[tuple[UUID, UUID]], *, per_place: int
+    session: WriteSession,
+    tenant_id: UUID,
+    places: Mapping[tuple[UUID, UUID], tuple[int, int]],
+    *,
+    per_place: int,
 ) -> list[Queued]:
-    """What is queued in locked trees, for each `(agent_id, root_run_id)`, in its order."""
-    rows = await session.driver.fetch(QUEUED, tenant_id, [a for a, _ in places], [r for _, r in places], per_place)
+    """What is queued in locked trees, in the order of each.
+
+    Args:
+        places: as `(agent_id, root_run_id)`, each with the `(spawned_seq, ordinal)` after which it is read.
+        per_place: how many runs of each.
+    """
+    rows = await session.driver.fetch(
+        QUEUED,
+        tenant_id,
+        [agent_id for agent_id, _ in places],
+        [root_run_id for _, root_run_id in places],
+        per_place,
+        [seq for seq, _ in places.values()],
+        [ordinal for _, ordinal in places.values()],
+    )
     return [Queued(*row.values()) for row in rows]
 
 
@@ -283,6 +315,11 @@ async def expired(session: ReadSession, *, limit: int, passing_over: Sequence[UU
 async def requeue(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> None:
     """Take back the leases of runs of a locked tree, and put the runs back in the queue."""
     await session.driver.execute(REQUEUE, tenant_id, list(run_ids))
+
+
+async def give_back(session: WriteSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> None:
+    """Take back leases that no worker has heard of, so that they count as no attempt, and queue their runs again."""
+    await session.driver.execute(GIVE_BACK, tenant_id, list(run_ids))
 
 
 async def seconds_to_next_expiry(session: ReadSession) -> float | None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from asyncpg import exceptions as pg
+
 from kernel.policy.records import DecisionRecord
 from kernel.store import decisions, events
 from kernel.store.engine import WriteSession
@@ -71,6 +73,10 @@ JOURNAL = journalled("", 0)
 TreeKey = tuple[UUID, UUID]
 
 
+class TreeHeldError(Exception):
+    """Others hold every tree that is wanted, for longer than one would wait."""
+
+
 @dataclass(slots=True)
 class LockedTree:
     """A tree whose lock this transaction holds: its counters, and what this transaction will add to them."""
@@ -120,6 +126,21 @@ async def lock_available(session: WriteSession, keys: Iterable[TreeKey], at_most
     wanted = list(keys)
     rows = await session.driver.fetch(LOCK_AVAILABLE, [key[0] for key in wanted], [key[1] for key in wanted], at_most)
     return {(row["tenant_id"], row["root_run_id"]): LockedTree(*row.values()) for row in rows}
+
+
+async def lock_briefly(session: WriteSession, key: TreeKey, patience_ms: int) -> dict[TreeKey, LockedTree]:
+    """Lock a tree, queueing for it like everybody else but not for long.
+
+    Raises:
+        TreeHeldError: when others kept it; the transaction can then only be rolled back.
+    """
+    await session.driver.execute(f"SET LOCAL lock_timeout = {patience_ms}")
+    try:
+        locked = await lock(session, [key])
+    except pg.LockNotAvailableError as error:
+        raise TreeHeldError from error
+    await session.driver.execute("SET LOCAL lock_timeout TO DEFAULT")
+    return locked
 
 
 async def advance(

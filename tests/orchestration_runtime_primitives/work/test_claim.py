@@ -1,16 +1,20 @@
 """Claiming work: who gets what, in which turn, and how a worker waits."""
 
 import asyncio
+from collections.abc import Iterable
+from http import HTTPStatus
 from time import perf_counter
 from uuid import UUID
 
 import httpx2
 import pytest
 
-from kernel.commands.claim_work import ClaimWork, ClaimWorkCommand
+from kernel.commands.claim_work import ClaimedRun, ClaimWork, ClaimWorkCommand
 from kernel.domain.principal import Principal
-from kernel.store import trees
-from kernel.store.engine import Database
+from kernel.reconcilers.expire_leases import expire_leases
+from kernel.store import leases, trees
+from kernel.store.engine import Database, ReadSession
+from kernel.store.leases import Described
 from kernel.wakeups import Wakeups
 from service.dependencies import Services
 from tests.faults.scale import scaled
@@ -25,6 +29,7 @@ from tests.orchestration_runtime_primitives.work.crew import (
     complete,
     fence,
     ids,
+    let_expire,
     row,
     spawn_one,
     until_nobody_borrows,
@@ -185,6 +190,18 @@ async def test_a_wait_without_work_ends_empty_and_not_before_its_time(kit: Kit) 
     assert perf_counter() - started > 0.25
 
 
+async def test_a_wait_that_ends_looks_once_more(kit: Kit, services: Services) -> None:
+    root, _ = await kit.team()
+    # Its poller looks at nothing within this test, and nothing else tells it of the spawn.
+    elsewhere = Wakeups(services.database, asyncio.Event(), poll_s=60)
+    command = command_of(services, elsewhere)
+    waiting = asyncio.create_task(command.execute(principal_of(kit), ClaimWork(("worker",), wait_s=2)))
+    await asyncio.sleep(0.2)
+    run_id = await spawn_one(kit, root)
+    assert [str(run.run_id) for run in await asyncio.wait_for(waiting, WELL_BEFORE_S)] == [run_id]
+    await elsewhere.stop()
+
+
 async def test_waiting_claimers_hold_no_connection(kit: Kit, database: Database) -> None:
     await kit.agent("worker")
     waiting = [asyncio.create_task(claim(kit, wait_s=1)) for _ in range(8)]
@@ -221,12 +238,141 @@ async def test_a_worker_that_hung_up_is_leased_nothing(kit: Kit, api_url: str) -
     assert (await claim_one(kit, wait_s=2))["run_id"] == run_id
 
 
+async def test_a_worker_that_hung_up_during_the_wait_for_a_lock_is_leased_nothing(
+    kit: Kit, database: Database, services: Services
+) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root)
+    command = command_of(services, services.wakeups)
+    async with database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        hung_up = asyncio.create_task(command.execute(principal_of(kit), ClaimWork(("worker",))))
+        await asyncio.sleep(0.1)
+        hung_up.cancel()
+        await asyncio.gather(hung_up, return_exceptions=True)
+    await until_nobody_borrows(database)
+    assert (await row(database, run_id))["started_seq"] is None
+    assert (await claim_one(kit))["run_id"] == run_id
+
+
+class Describing:
+    """Holds answers back between the commit of their leases and the moment at which they are given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        self._describe = leases.describe
+        monkeypatch.setattr(leases, "describe", self._held)
+
+    async def _held(self, session: ReadSession, tenant_id: UUID, run_ids: Iterable[UUID]) -> dict[UUID, Described]:
+        self.reached.set()
+        await self.go_on.wait()
+        return await self._describe(session, tenant_id, run_ids)
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+async def test_what_was_leased_to_a_worker_that_hung_up_is_queued_again_as_though_it_had_not_been(
+    kit: Kit, database: Database, services: Services, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root)
+    for _ in range(attempts):
+        await claim_one(kit)
+        await let_expire(database, run_id)
+        await expire_leases(database).run_once()
+    describing = Describing(monkeypatch)
+    command = command_of(services, services.wakeups)
+    hung_up = asyncio.create_task(command.execute(principal_of(kit), ClaimWork(("worker",), lease_s=3_600)))
+    await asyncio.wait_for(describing.reached.wait(), WELL_BEFORE_S)
+    assert (await row(database, run_id))["status"] == "running"
+    hung_up.cancel()
+    await asyncio.gather(hung_up, return_exceptions=True)
+    # Woken by what comes back, not by its own patience.
+    waiting = asyncio.create_task(claim(kit, wait_s=60))
+    describing.go_on.set()
+    (again,) = await asyncio.wait_for(waiting, WELL_BEFORE_S)
+    assert (again["run_id"], again["attempt"]) == (run_id, attempts + 1)
+    events = done(await kit.api.get(f"/agents/runs/{root.run_id}/events?limit=1000"))["events"]
+    told = [e["data"]["status"] for e in events if e["subject"] == run_id and "status" in e["data"]]
+    assert told[-3:] == ["running", "queued", "running"]
+    assert (await complete(kit, again)).status_code == HTTPStatus.OK
+    await audit(database, kit)
+
+
+async def test_what_was_leased_to_a_worker_that_hung_up_goes_to_one_beside_it(
+    kit: Kit, database: Database, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team()
+    keys = ("a", "b", "c")
+    run_ids = [await spawn_one(kit, root, key) for key in keys]
+    describing = Describing(monkeypatch)
+    command = command_of(services, services.wakeups)
+
+    def claiming(max_runs: int) -> asyncio.Task[list[ClaimedRun]]:
+        return asyncio.create_task(command.execute(principal_of(kit), ClaimWork(("worker",), max_runs=max_runs)))
+
+    first = claiming(1)
+    await asyncio.wait_for(describing.reached.wait(), WELL_BEFORE_S)
+    # These come while the first is under way, and so leave together.
+    hung_up, beside = claiming(1), claiming(2)
+    for _ in range(1_000):
+        if sum(map(len, command._lanes._queues.values())) == 2:
+            break
+        await asyncio.sleep(0.01)
+    describing.go_on.set()
+    await asyncio.wait_for(first, WELL_BEFORE_S)
+    describing.reached.clear()
+    describing.go_on.clear()
+    await asyncio.wait_for(describing.reached.wait(), WELL_BEFORE_S)
+    hung_up.cancel()
+    describing.go_on.set()
+    claimed = await asyncio.wait_for(asyncio.gather(first, beside), WELL_BEFORE_S)
+    assert sorted(str(run.run_id) for runs in claimed for run in runs) == sorted(run_ids)
+    assert {run.attempt for runs in claimed for run in runs} == {1}
+    await audit(database, kit)
+
+
+async def test_what_a_fence_covers_meanwhile_is_cancelled_when_it_is_given_back(
+    kit: Kit, database: Database, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root)
+    describing = Describing(monkeypatch)
+    command = command_of(services, services.wakeups)
+    hung_up = asyncio.create_task(command.execute(principal_of(kit), ClaimWork(("worker",), lease_s=3_600)))
+    await asyncio.wait_for(describing.reached.wait(), WELL_BEFORE_S)
+    await fence(database, kit, root.run_id, run_id, grace_s=3_600)
+    hung_up.cancel()
+    await asyncio.gather(hung_up, return_exceptions=True)
+    describing.go_on.set()
+    for _ in range(1_000):
+        if (await row(database, run_id))["status"] == "cancelled":
+            break
+        await asyncio.sleep(0.01)
+    assert (await row(database, run_id))["status"] == "cancelled"
+    await audit(database, kit)
+
+
 async def test_what_a_fence_covers_is_not_claimed(kit: Kit, database: Database) -> None:
     root, _ = await kit.team()
     covered, free = await spawn_one(kit, root, "a"), await spawn_one(kit, root, "b")
     await fence(database, kit, root.run_id, covered)
     assert ids(await claim(kit, max_runs=10)) == [free]
     assert (await row(database, covered))["started_seq"] is None
+
+
+@pytest.mark.parametrize("max_runs", [1, 2])
+async def test_what_a_fence_covers_does_not_hide_what_is_queued_behind_it(
+    kit: Kit, database: Database, max_runs: int
+) -> None:
+    root, _ = await kit.team(**PLENTY)
+    keys = [f"covered{number}" for number in range(3)]
+    covered = [await spawn_one(kit, root, key) for key in keys]
+    free = [await spawn_one(kit, root, f"free{number}") for number in range(2)]
+    for run_id in covered:
+        await fence(database, kit, root.run_id, run_id)
+    claimed = ids(await claim(kit, max_runs=max_runs))
+    assert claimed
+    assert claimed == free[: len(claimed)]
 
 
 @pytest.mark.parametrize("max_runs", [1, 40])
