@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from uuid import UUID
 
 from kernel import metrics
@@ -23,6 +24,8 @@ PARALLEL_DRAINS = 3
 PARALLEL_LARGE_DRAINS = 2
 # How soon fences that are set during a long drain are taken up beside it.
 LOOK_S = 0.25
+# How soon a fence that another process was draining is taken up here: that process may have died since, or given up.
+AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,15 @@ class DrainCancellations:
     async def run_once(self) -> DrainCounts:
         """Drain the fences that are open, and those that are set meanwhile."""
         works: dict[UUID, _Work] = {}
-        # What could not be finished now, such as a fence that another process drains, is left to another pass.
-        left: set[UUID] = set()
+        # What could not be finished, such as a fence that another process drains, and when it is tried again: a pass may
+        # last as long as the drain of a million runs.
+        left: dict[UUID, float] = {}
         running: set[asyncio.Task[None]] = set()
         fences = runs = 0
         try:
             while True:
                 if not self._stopping:
+                    left = {cancellation_id: again for cancellation_id, again in left.items() if again > monotonic()}
                     for target in await self._open([*works, *left]):
                         work = works[target.fence.cancellation_id] = _Work(target)
                         running.add(asyncio.create_task(self._one(work)))
@@ -101,8 +106,9 @@ class DrainCancellations:
                     del works[cancellation_id]
                     fences += work.progress.drained
                     runs += work.progress.cancelled
-                    if not work.progress.drained:
-                        left.add(cancellation_id)
+                    # One that waits for the end of a grace is taken up when that has come, and not later.
+                    if not work.progress.drained and cancellation_id not in self._waiting:
+                        left[cancellation_id] = monotonic() + AGAIN_S
                 # A long drain is no standstill.
                 metrics.RECONCILER_LAST_RUN_SECONDS.labels(NAME).set(time.time())
         finally:
