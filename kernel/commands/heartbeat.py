@@ -11,7 +11,7 @@ from uuid import UUID
 from kernel import metrics
 from kernel.commands.run_tokens import RunTokens, token_of
 from kernel.domain.errors import ForbiddenError
-from kernel.domain.fences import Fence, covering
+from kernel.domain.fences import Fence
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
 from kernel.store import catalog, drains, fences, leases, runs, trees
@@ -193,18 +193,9 @@ async def _cancelled(
         for lease in held.values()
         if lease.held and locked[tenant_id, lease.root_run_id].open_fences
     ]
-    if not doubtful:
-        return told
-    open_fences = await fences.open_fences(session, [(tenant_id, root_run_id) for _, root_run_id, _ in doubtful])
-    paths = await fences.paths(session, [(tenant_id, run_id) for _, _, run_id in doubtful])
-    now = datetime.now(UTC)
-    for _, root_run_id, run_id in doubtful:
-        over = [
-            fence
-            for fence in open_fences.get((tenant_id, root_run_id), ())
-            if covering([fence], paths[tenant_id, run_id]) is not None
-        ]
-        if over:
+    if doubtful:
+        now = datetime.now(UTC)
+        for (_, run_id), over in (await fences.over(session, doubtful)).items():
             told[run_id] = _told(run_id, over, now)
     return told
 

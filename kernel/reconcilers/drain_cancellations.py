@@ -82,8 +82,8 @@ class DrainCancellations:
     async def run_once(self) -> DrainCounts:
         """Drain the fences that are open, and those that are set meanwhile."""
         works: dict[UUID, _Work] = {}
-        # What could not be finished, such as a fence that another process drains, and when it is tried again: a pass may
-        # last as long as the drain of a million runs.
+        # What could not be finished, such as a fence that another process drains, and when it is tried again: a pass
+        # may last as long as the drain of a million runs.
         left: dict[UUID, float] = {}
         running: set[asyncio.Task[None]] = set()
         fences = runs = 0
