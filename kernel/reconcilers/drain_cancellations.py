@@ -20,6 +20,8 @@ from kernel.wakeups import Wakeups
 
 NAME = "drain_cancellations"
 MAX_FENCES = 64
+# So many may wait for their first look, at most: more would be no sooner done.
+MAX_AHEAD = 256
 PARALLEL_DRAINS = 3
 PARALLEL_LARGE_DRAINS = 2
 # How soon fences that are set during a long drain are taken up beside it.
@@ -43,10 +45,11 @@ class DrainCounts:
 
 @dataclass(slots=True)
 class _Work:
-    """A fence that is being drained."""
+    """A fence that is being drained. `is_large`: it has been looked at, and leaves the small ones their turns."""
 
     target: OpenFence
     progress: Progress = field(default_factory=Progress)
+    is_large: bool = False
     done: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +94,8 @@ class DrainCancellations:
             while True:
                 if not self._stopping:
                     left = {cancellation_id: again for cancellation_id, again in left.items() if again > monotonic()}
-                    for target in await self._open([*works, *left]):
+                    ahead = sum(not work.is_large for work in works.values())
+                    for target in await self._open([*works, *left], limit=min(MAX_FENCES, MAX_AHEAD - ahead)):
                         work = works[target.fence.cancellation_id] = _Work(target)
                         running.add(asyncio.create_task(self._one(work)))
                 self._measure(works.values())
@@ -120,12 +124,14 @@ class DrainCancellations:
     def _stopping(self) -> bool:
         return self._wakeups is not None and self._wakeups.stopping
 
-    async def _open(self, known: Sequence[UUID]) -> list[OpenFence]:
+    async def _open(self, known: Sequence[UUID], *, limit: int) -> list[OpenFence]:
         """Fences to be taken up now."""
+        if not limit:
+            return []
         async with self._database.read() as session:
             await self._end_waits(session)
             return await drains.open_fences(
-                session, limit=MAX_FENCES, passing_over=[*self._waiting, *self._aside.row_ids, *known]
+                session, limit=limit, passing_over=[*self._waiting, *self._aside.row_ids, *known]
             )
 
     async def _one(self, work: _Work) -> None:
@@ -135,6 +141,7 @@ class DrainCancellations:
             async with self._turns:
                 await self._drain.execute(target, at_most=SMALL, progress=work.progress)
             if not (work.progress.drained or work.progress.busy or work.progress.waiting or self._stopping):
+                work.is_large = True
                 async with self._large_turns:
                     await self._drain.execute(target, progress=work.progress)
         except DatabaseUnavailableError:

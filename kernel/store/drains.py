@@ -30,10 +30,11 @@ ORDER BY c.fenced_at
 """
 
 # The longest open first; those that the caller has looked at and that only wait for a grace to end are passed over.
-# Chosen before anything is joined to them: in a storm thousands are open, and this is asked after each drain.
+# Chosen before anything is joined to them: in a storm thousands are open, and this is asked after each drain. NOT IN is
+# looked up by hash, where each of the open would be held against all that are passed over (<> ALL).
 OPEN = _OPEN.format(
     found="""
-  SELECT * FROM cancellations WHERE drained_at IS NULL AND cancellation_id <> ALL ($2::uuid[])
+  SELECT * FROM cancellations WHERE drained_at IS NULL AND cancellation_id NOT IN (SELECT unnest($2::uuid[]))
   ORDER BY fenced_at LIMIT $1"""
 )
 # Said so that it is looked up by its id, and not among all that are open.
