@@ -1,5 +1,6 @@
 """What a drain reads and writes: the runs under a fence, a chunk of them at a time."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from uuid import UUID
 from asyncpg import Record
 
 from kernel.domain.events import EventType, Surface
-from kernel.domain.fences import Fence, FenceScope, Step, covering
+from kernel.domain.fences import Fence, FenceScope, Step
+from kernel.domain.lineage import Ancestry
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.groups import MEMBER
 
@@ -213,6 +215,28 @@ SELECT e.subjects FROM run_events e
 WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3 AND e.type = 'orchestration.cancellation_propagation'
   AND e.data ->> 'cancellation_id' = $4
 ORDER BY e.seq LIMIT $5
+# The same for many runs, each run on their ways once, however many share it.
+FENCES_ABOVE_ALL = """
+WITH RECURSIVE up AS (
+  SELECT r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
+  FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
+  UNION
+  SELECT p.run_id, p.parent_run_id, p.orchestration_group_id, p.spawned_seq, p.finalized_seq
+  FROM up u
+  CROSS JOIN LATERAL (
+    SELECT r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
+    FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = u.parent_run_id OFFSET 0
+  ) p
+)
+SELECT u.run_id, u.parent_run_id, u.orchestration_group_id, u.spawned_seq, u.finalized_seq,
+  c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until
+FROM up u
+LEFT JOIN LATERAL (
+  SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = u.run_id
+    AND (c.group_id IS NULL OR c.group_id IN (SELECT orchestration_group_id FROM up)) OFFSET 0
+) c ON true
+"""
+
 """
 
 # What cancelled a run stands in the event of its end, where that was a drain.
@@ -498,11 +522,27 @@ async def fence_over(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Fen
 
     What was set when the run had ended is not what has cancelled it.
     """
-    path, found = await fences_above(session, tenant_id, run_id)
-    if not path:
-        return None
-    ended = path[0].finalized_seq
-    return covering((fence for fence, _ in found.values() if ended is None or fence.fence_seq < ended), path)
+    return (await _fences_over(session, tenant_id, [run_id])).get(run_id)
+
+
+async def _fences_over(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> dict[UUID, Fence]:
+    """`fence_over` for many runs."""
+    steps: dict[UUID, Step] = {}
+    standing: list[Fence] = []
+    for row in await session.driver.fetch(FENCES_ABOVE_ALL, tenant_id, run_ids):
+        steps[row["run_id"]] = Step(
+            row["run_id"], row["parent_run_id"], row["orchestration_group_id"], row["spawned_seq"], row["finalized_seq"]
+        )
+        if row["cancellation_id"] is not None:
+            standing.append(_fence(row))
+    known = Ancestry(standing, steps)
+    found: dict[UUID, Fence] = {}
+    for run_id in run_ids:
+        fence = known.fence_of(run_id) if run_id in steps else None
+        # Where the first that covers the run came after its end, so did all others.
+        if fence is not None and fence.fence_seq < (steps[run_id].finalized_seq or math.inf):
+            found[run_id] = fence
+    return found
 
 
 async def reasons_of_ends(
@@ -517,11 +557,11 @@ async def reasons_of_ends(
         CANCEL_REASONS, tenant_id, list(ends), [root for root, _ in ends.values()], [seq for _, seq in ends.values()]
     )
     reasons: dict[UUID, str | None] = {row["run_id"]: row["reason"] for row in rows}
-    for run_id in ends:
-        # Acknowledged, or given up by its worker: those are few, and their ends are told as any other.
-        if reasons.get(run_id) is None:
-            fence = await fence_over(session, tenant_id, run_id)
-            reasons[run_id] = fence.reason if fence is not None else None
+    # Acknowledged, or given up by its worker: such an end is told as any other.
+    untold = [run_id for run_id in ends if reasons.get(run_id) is None]
+    if untold:
+        over = await _fences_over(session, tenant_id, untold)
+        reasons |= {run_id: over[run_id].reason if run_id in over else None for run_id in untold}
     return reasons
 
 

@@ -11,6 +11,7 @@ from kernel.commands.heartbeat import Heartbeat, HeartbeatCommand, LeaseRef
 from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.reconcilers.expire_leases import expire_leases
+from kernel.store import drains, trees
 from kernel.store.engine import Database
 from service.dependencies import Services
 from tests.kit import Kit, done, refused
@@ -141,6 +142,29 @@ async def test_a_run_that_its_worker_cancelled_was_not_cancelled_by_a_later_fenc
     (told,) = await heartbeat(kit, run)
     assert told["status"] == "cancel"
     assert "reason" not in told
+async def test_why_many_were_given_up_is_asked_once_for_all_of_them(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(**PLENTY)
+    done(await kit.spawn_group(root, "g", 10))
+    held = await claim(kit, max_runs=10)
+    await fence(database, kit, root.run_id, root.run_id, reason="wrong turn", grace_s=600)
+    await let_expire(database, *(run["run_id"] for run in held))
+    await expire_leases(database).run_once()
+    ends = {UUID(run["run_id"]): await row(database, run["run_id"]) for run in held}
+    asked: list[str] = []
+    async with database.read() as session:
+        with session.driver.query_logger(lambda query: asked.append(query.query)):
+            reasons = await drains.reasons_of_ends(
+                session,
+                UUID(kit.tenant_id),
+                {run_id: (ended["root_run_id"], ended["finalized_seq"]) for run_id, ended in ends.items()},
+            )
+            # The loop calls the logger in its next turn.
+            await asyncio.sleep(0)
+    assert reasons == dict.fromkeys(ends, "wrong turn")
+    # The events of the ends, and the fences above the runs.
+    assert len(asked) == 2
+
+
     assert done(await kit.api.get(f"/agents/runs/{run_id}"))["cancellation"] is None
 
 
