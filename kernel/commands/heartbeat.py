@@ -196,18 +196,20 @@ async def _cancelled(
     if doubtful:
         now = datetime.now(UTC)
         for (_, run_id), over in (await fences.over(session, doubtful)).items():
-            told[run_id] = _told(run_id, over, now)
+            told[run_id] = _told(held[run_id], over, now)
     return told
 
 
-def _told(run_id: UUID, over: Sequence[Fence], now: datetime) -> LeaseAnswer:
+def _told(lease: Held, over: Sequence[Fence], now: datetime) -> LeaseAnswer:
     first = min(over, key=lambda fence: fence.fence_seq)
     # Of overlapping graces the one that ends first counts; a fence without one ends it at once.
     grace_s = min((fence.grace_until - now).total_seconds() if fence.grace_until else 0.0 for fence in over)
     return LeaseAnswer(
-        run_id,
+        lease.run_id,
         LeaseStatus.CANCEL,
         reason=first.reason,
         grace_s=max(round(grace_s, 3), 0.0),
         cancellation_id=first.cancellation_id,
     )
+    # The lease is not renewed any more, and with its end the run is cancelled.
+    grace_s = min(grace_s, lease.left_s or 0.0)

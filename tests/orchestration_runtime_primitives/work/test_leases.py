@@ -89,7 +89,7 @@ async def test_under_a_fence_a_worker_is_told_to_stop_and_its_lease_is_not_renew
 ) -> None:
     root, _ = await kit.team()
     await spawn_one(kit, root)
-    run = await claim_one(kit)
+    run = await claim_one(kit, lease_s=300)
     cancellation_id = await fence(database, kit, root.run_id, root.run_id, reason="wrong turn", grace_s=90)
     (told,) = await heartbeat(kit, run, extend_s=3_000)
     assert (told["status"], told["reason"]) == ("cancel", "wrong turn")
@@ -101,6 +101,16 @@ async def test_under_a_fence_a_worker_is_told_to_stop_and_its_lease_is_not_renew
     await fence(database, kit, root.run_id, run["run_id"], reason="at once")
     (told,) = await heartbeat(kit, run)
     assert (told["reason"], told["grace_s"]) == ("wrong turn", 0)
+
+
+async def test_a_grace_lasts_no_longer_than_the_lease_which_is_not_renewed(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit, lease_s=60)
+    await fence(database, kit, root.run_id, root.run_id, grace_s=600)
+    (told,) = await heartbeat(kit, run, extend_s=3_000)
+    assert told["status"] == "cancel"
+    assert 30 < told["grace_s"] <= 60
 
 
 async def test_after_the_drain_a_worker_is_told_still_and_hears_why(kit: Kit, database: Database) -> None:
