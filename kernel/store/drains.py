@@ -17,6 +17,8 @@ from kernel.store.groups import MEMBER
 
 # A chunk holds the lock of its tree for ten or twenty milliseconds: as long as others in the tree may have to wait.
 CHUNK_RUNS = 1_000
+# So many runs that were spawned after a fence are looked at for children of the run that it stands on.
+MAX_LATER = 1_000
 # A drain that stands still between two chunks for longer than this is no longer waited for by others.
 IDLE_TIMEOUT = "10s"
 
@@ -192,7 +194,8 @@ SELECT c.cancellation_id, c.root_run_id, c.run_id, c.scope, c.group_id, c.reason
 FROM cancellations c WHERE c.tenant_id = $1 AND c.cancellation_id = $2
 """
 
-# The way from a run up to its root, and the fences on it, open or drained: those that may cover the run.
+# The way from a run up to its root, and the fences on it, open or drained: those that may cover the run. The fences on
+# an orchestrator's groups pile up: of them, only that on the group of the run below it on this way.
 FENCES_ABOVE = """
 WITH RECURSIVE walk AS (
   SELECT 0 AS hop, r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
@@ -205,16 +208,13 @@ WITH RECURSIVE walk AS (
 SELECT w.hop, w.run_id, w.parent_run_id, w.orchestration_group_id, w.spawned_seq, w.finalized_seq,
   c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until, c.drained_at
 FROM walk w
-LEFT JOIN LATERAL (SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = w.run_id OFFSET 0) c ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = w.run_id
+    AND (c.group_id IS NULL OR c.group_id IN (SELECT orchestration_group_id FROM walk)) OFFSET 0
+) c ON true
 ORDER BY w.hop
 """
 
-# What a fence has cancelled, as its events tell it.
-CANCELLED_IDS = """
-SELECT e.subjects FROM run_events e
-WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3 AND e.type = 'orchestration.cancellation_propagation'
-  AND e.data ->> 'cancellation_id' = $4
-ORDER BY e.seq LIMIT $5
 # The same for many runs, each run on their ways once, however many share it.
 FENCES_ABOVE_ALL = """
 WITH RECURSIVE up AS (
@@ -237,6 +237,12 @@ LEFT JOIN LATERAL (
 ) c ON true
 """
 
+# What a fence has cancelled, as its events tell it.
+CANCELLED_IDS = """
+SELECT e.subjects FROM run_events e
+WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3 AND e.type = 'orchestration.cancellation_propagation'
+  AND e.data ->> 'cancellation_id' = $4
+ORDER BY e.seq LIMIT $5
 """
 
 # What cancelled a run stands in the event of its end, where that was a drain.
@@ -244,6 +250,16 @@ CANCEL_REASONS = """
 SELECT q.run_id, e.data ->> 'reason' AS reason
 FROM unnest($2::uuid[], $3::uuid[], $4::bigint[]) AS q (run_id, root_run_id, seq)
 JOIN run_events e ON e.tenant_id = $1 AND e.root_run_id = q.root_run_id AND e.seq = q.seq
+"""
+
+# Whether a run has spawned anything after a number of its tree, as far as so many runs tell that were spawned after it.
+SPAWNED_SINCE = """
+SELECT count(*) FILTER (WHERE parent_run_id = $3) = 0 AND count(*) < $5 AS nothing
+FROM (
+  SELECT parent_run_id FROM agent_runs
+  WHERE tenant_id = $1 AND root_run_id = $2 AND spawned_seq > $4
+  ORDER BY spawned_seq, ordinal LIMIT $5
+) later
 """
 
 
@@ -515,6 +531,17 @@ async def fences_above(
         if row["cancellation_id"] is not None:
             standing[row["cancellation_id"]] = (_fence(row), row["drained_at"] is not None)
     return list(path.values()), standing
+
+
+async def spawned_nothing_since(
+    session: ReadSession, tenant_id: UUID, root_run_id: UUID, run_id: UUID, seq: int
+) -> bool:
+    """Whether a run has certainly no children that came after a number of its tree.
+
+    In doubt it has: no more than `MAX_LATER` of what the tree has spawned since are looked at.
+    """
+    nothing: bool = await session.driver.fetchval(SPAWNED_SINCE, tenant_id, root_run_id, run_id, seq, MAX_LATER)
+    return nothing
 
 
 async def fence_over(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Fence | None:
