@@ -1,7 +1,7 @@
 """Heartbeat: a worker keeps the leases that it holds, and hears which of its runs to stop."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -107,11 +107,18 @@ class HeartbeatCommand:
         by_tree: dict[UUID, list[UUID]] = {}
         for run_id, root_run_id in roots.items():
             by_tree.setdefault(root_run_id, []).append(run_id)
+        held_in = {
+            root_run_id: [(run_id, lease) for run_id in run_ids for lease in wanted[run_id]]
+            for root_run_id, run_ids in by_tree.items()
+        }
         gathered = _Gathered()
-        pending = iter(sorted(by_tree))
+        pending = iter(sorted(held_in))
+        busy: list[UUID] = []
         while part := list(islice(pending, MAX_TREES)):
-            here = [(run_id, lease) for root in part for run_id in by_tree[root] for lease in wanted[run_id]]
-            await self._renew(tenant_id, part, here, request.extend_s, gathered)
+            busy.extend(await self._renew(tenant_id, part, held_in, request.extend_s, gathered))
+        # One by one, for whoever waits for a lock keeps none that another tree waits for.
+        for root_run_id in busy:
+            await self._renew(tenant_id, [root_run_id], held_in, request.extend_s, gathered)
         await self._sign(tenant_id, gathered)
         for run_id, expires_at in gathered.renewed.items():
             gathered.answers.setdefault(run_id, LeaseAnswer(run_id, LeaseStatus.CONTINUE, expires_at=expires_at))
@@ -140,13 +147,25 @@ class HeartbeatCommand:
         self,
         tenant_id: UUID,
         part: Sequence[UUID],
-        wanted: Sequence[tuple[UUID, UUID]],
+        held_in: Mapping[UUID, Sequence[tuple[UUID, UUID]]],
         extend_s: int,
         gathered: _Gathered,
-    ) -> None:
+    ) -> list[UUID]:
+        """Settle the leases in some trees; the trees that somebody else holds are handed back.
+
+        A single tree is waited for.
+        """
+        keys = [(tenant_id, root_run_id) for root_run_id in part]
         async with self._database.write() as session:
             # Under the locks of the trees, so that no renewal commits above a fence.
-            locked = await trees.lock(session, [(tenant_id, root_run_id) for root_run_id in part])
+            if len(keys) == 1:
+                locked = await trees.lock(session, keys)
+            else:
+                locked = await trees.lock_available(session, keys, len(keys))
+            busy = [root_run_id for root_run_id in part if (tenant_id, root_run_id) not in locked]
+            if len(busy) == len(part):
+                return busy
+            wanted = [lease for _, root_run_id in locked for lease in held_in[root_run_id]]
             held = await leases.held(session, tenant_id, wanted, token_margin_s=self._token_s * TOKEN_MARGIN)
             gathered.leases |= {run_id: lease.lease for run_id, lease in held.items()}
             told = await _cancelled(session, tenant_id, locked, held)
@@ -159,6 +178,7 @@ class HeartbeatCommand:
                     session, tenant_id, keep, extend_s=extend_s, token_s=self._token_s
                 )
                 gathered.fresh |= {run_id for run_id, ends in keep.items() if ends}
+        return busy
 
     async def _sign(self, tenant_id: UUID, gathered: _Gathered) -> None:
         if not gathered.fresh:
@@ -204,6 +224,8 @@ def _told(lease: Held, over: Sequence[Fence], now: datetime) -> LeaseAnswer:
     first = min(over, key=lambda fence: fence.fence_seq)
     # Of overlapping graces the one that ends first counts; a fence without one ends it at once.
     grace_s = min((fence.grace_until - now).total_seconds() if fence.grace_until else 0.0 for fence in over)
+    # The lease is not renewed any more, and with its end the run is cancelled.
+    grace_s = min(grace_s, lease.left_s or 0.0)
     return LeaseAnswer(
         lease.run_id,
         LeaseStatus.CANCEL,
@@ -211,5 +233,3 @@ def _told(lease: Held, over: Sequence[Fence], now: datetime) -> LeaseAnswer:
         grace_s=max(round(grace_s, 3), 0.0),
         cancellation_id=first.cancellation_id,
     )
-    # The lease is not renewed any more, and with its end the run is cancelled.
-    grace_s = min(grace_s, lease.left_s or 0.0)

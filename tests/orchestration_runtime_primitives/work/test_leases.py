@@ -142,16 +142,6 @@ async def test_whoever_has_acknowledged_or_was_given_up_is_told_the_reason_too(k
         assert refused(await complete(kit, run), 409, "run_cancelled")["reason"] == "wrong turn"
 
 
-async def test_a_run_that_its_worker_cancelled_was_not_cancelled_by_a_later_fence(kit: Kit) -> None:
-    root, _ = await kit.team()
-    run_id = await spawn_one(kit, root)
-    run = await claim_one(kit)
-    done(await complete(kit, run, "cancelled"))
-    body = {"caller_run_id": root.run_id, "run_id": root.run_id, "reason": "later"}
-    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
-    (told,) = await heartbeat(kit, run)
-    assert told["status"] == "cancel"
-    assert "reason" not in told
 async def test_why_many_were_given_up_is_asked_once_for_all_of_them(kit: Kit, database: Database) -> None:
     root, _ = await kit.team(**PLENTY)
     done(await kit.spawn_group(root, "g", 10))
@@ -175,6 +165,16 @@ async def test_why_many_were_given_up_is_asked_once_for_all_of_them(kit: Kit, da
     assert len(asked) == 2
 
 
+async def test_a_run_that_its_worker_cancelled_was_not_cancelled_by_a_later_fence(kit: Kit) -> None:
+    root, _ = await kit.team()
+    run_id = await spawn_one(kit, root)
+    run = await claim_one(kit)
+    done(await complete(kit, run, "cancelled"))
+    body = {"caller_run_id": root.run_id, "run_id": root.run_id, "reason": "later"}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    (told,) = await heartbeat(kit, run)
+    assert told["status"] == "cancel"
+    assert "reason" not in told
     assert done(await kit.api.get(f"/agents/runs/{run_id}"))["cancellation"] is None
 
 
@@ -214,6 +214,30 @@ async def test_many_trees_are_renewed_in_parts(kit: Kit, services: Services) -> 
     refs = tuple(LeaseRef(UUID(run["run_id"]), UUID(run["lease"])) for run in runs)
     answers = await command.execute(principal, Heartbeat(refs, 60))
     assert [answer.status for answer in answers] == ["continue"] * 40
+
+
+@pytest.mark.parametrize("held_up", [0, 1, 2])
+async def test_a_heartbeat_that_waits_for_a_tree_keeps_no_lock_on_another(
+    kit: Kit, database: Database, held_up: int
+) -> None:
+    root, _ = await kit.team()
+    roots = [root, await kit.root(root.agent_id), await kit.root(root.agent_id)]
+    roots.sort(key=lambda one: UUID(one.run_id))
+    members = [await spawn_one(kit, one) for one in roots]
+    held = await claim(kit, max_runs=3, lease_s=40)
+    before = {run["run_id"]: (await lease_row(database, run["run_id"]))["expires_at"] for run in held}
+    others = [run for run in held if run["run_id"] != members[held_up]]
+    async with database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(roots[held_up].run_id))
+        beating = asyncio.create_task(heartbeat(kit, *held, extend_s=600))
+        async with asyncio.timeout(8):
+            for run in others:
+                # Renewed already, and in a tree that anybody may change.
+                while (await lease_row(database, run["run_id"]))["expires_at"] == before[run["run_id"]]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                done(await complete(kit, run))
+        assert not beating.done()
+    assert [told["status"] for told in await beating] == ["continue"] * 3
 
 
 async def test_a_runs_token_keeps_its_own_lease_only(kit: Kit) -> None:
