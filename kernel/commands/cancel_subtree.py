@@ -19,7 +19,7 @@ from kernel.commands.root_lookups import RootLookups
 from kernel.commands.spawning.refusals import count_decisions
 from kernel.domain.errors import NotFoundError, RemitError
 from kernel.domain.events import Surface
-from kernel.domain.fences import Fence, FenceScope, Step, covering
+from kernel.domain.fences import Fence, FenceScope, StandingFences, Step
 from kernel.domain.principal import Principal
 from kernel.policy import records
 from kernel.policy.contract import Action, DecisionInput, RequestFacts
@@ -162,7 +162,7 @@ class CancelSubtreeCommand:
                     standing = await asking.subject_facts(
                         session, principal, request.run_id, caller_run_id=request.caller_run_id
                     )
-                    if not standing.caller_is_active and await _look(session, standing, request) is None:
+                    if not standing.caller_is_active and (await _find(session, standing, request))[0] is None:
                         standing.check_caller_active(Action.CANCEL_SUBTREE)
                 except RemitError as error:
                     found.append(error)
@@ -351,8 +351,7 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
     tree = await trees.lock_one(session, *key)
     # Statements of their own, after the lock: their snapshots are newer than the wait.
     now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
-    path, standing_on = await drains.fences_above(session, tree.tenant_id, request.run_id)
-    fence = _earlier(now, request, path, standing_on)
+    fence, path = await _find(session, now, request)
     repeated = fence is not None
     drained: Drained | DrainSize = DrainSize.UNKNOWN
     if fence is None:
@@ -411,10 +410,15 @@ def _scope(request: CancelSubtree) -> FenceScope:
     return FenceScope.RUN if request.include_root else FenceScope.CHILDREN
 
 
-async def _look(session: ReadSession, standing: Standing, request: CancelSubtree) -> Fence | None:
-    """See `_earlier`."""
+async def _find(
+    session: ReadSession, standing: Standing, request: CancelSubtree
+) -> tuple[Fence | None, Sequence[Step]]:
+    """The fence that leaves nothing to do, if there is one; and the way from the run up to its root."""
     path, standing_on = await drains.fences_above(session, standing.tenant.tenant_id, request.run_id)
-    return _earlier(standing, request, path, standing_on)
+    fence = _earlier(standing, request, path, standing_on)
+    if fence is None and not request.include_root:
+        fence = await _on_the_same_children(session, standing, request, standing_on)
+    return fence, path
 
 
 def _earlier(
@@ -432,9 +436,34 @@ def _earlier(
     if not standing.caller_is_active:
         same = [fence for fence, _ in standing_on.values() if fence.run_id == run_id and fence.scope is _scope(request)]
         return max(same, key=lambda fence: fence.fence_seq, default=None)
-    grace_end = datetime.now(UTC) + timedelta(seconds=request.grace_s)
-    hits = [(fence, drained) for fence, drained in standing_on.values() if covering([fence], path) is not None]
+    hits = StandingFences(fence for fence, _ in standing_on.values()).over(path)
     # Of overlapping graces the earliest end wins: where each of those that are there lasts longer, a new fence ends it.
-    if all(not drained and fence.grace_until is not None and fence.grace_until > grace_end for fence, drained in hits):
+    if all(_lasts_longer(request, *standing_on[fence.cancellation_id]) for fence in hits):
         return None
-    return min((fence for fence, _ in hits), key=lambda fence: fence.fence_seq)
+    return min(hits, key=lambda fence: fence.fence_seq)
+
+
+async def _on_the_same_children(
+    session: ReadSession, standing: Standing, request: CancelSubtree, standing_on: Mapping[UUID, tuple[Fence, bool]]
+) -> Fence | None:
+    """The last fence on the children of the run itself, which is not covered, where it covers all that there are."""
+    on_children = [
+        found
+        for found in standing_on.values()
+        if found[0].run_id == request.run_id and found[0].scope is FenceScope.CHILDREN
+    ]
+    if not on_children:
+        return None
+    fence, drained = max(on_children, key=lambda found: found[0].fence_seq)
+    if _lasts_longer(request, fence, drained):
+        return None
+    covers_all = await drains.spawned_nothing_since(
+        session, standing.tenant.tenant_id, standing.subject_root_run_id, request.run_id, fence.fence_seq
+    )
+    return fence if covers_all else None
+
+
+def _lasts_longer(request: CancelSubtree, fence: Fence, drained: bool) -> bool:
+    """Whether a fence leaves more grace than is asked for now."""
+    grace_end = datetime.now(UTC) + timedelta(seconds=request.grace_s)
+    return not drained and fence.grace_until is not None and fence.grace_until > grace_end

@@ -1,7 +1,7 @@
 """Heartbeat: a worker keeps the leases that it holds, and hears which of its runs to stop."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -11,7 +11,7 @@ from uuid import UUID
 from kernel import metrics
 from kernel.commands.run_tokens import RunTokens, token_of
 from kernel.domain.errors import ForbiddenError
-from kernel.domain.fences import Fence, covering
+from kernel.domain.fences import Fence
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
 from kernel.store import catalog, drains, fences, leases, runs, trees
@@ -107,11 +107,18 @@ class HeartbeatCommand:
         by_tree: dict[UUID, list[UUID]] = {}
         for run_id, root_run_id in roots.items():
             by_tree.setdefault(root_run_id, []).append(run_id)
+        held_in = {
+            root_run_id: [(run_id, lease) for run_id in run_ids for lease in wanted[run_id]]
+            for root_run_id, run_ids in by_tree.items()
+        }
         gathered = _Gathered()
-        pending = iter(sorted(by_tree))
+        pending = iter(sorted(held_in))
+        busy: list[UUID] = []
         while part := list(islice(pending, MAX_TREES)):
-            here = [(run_id, lease) for root in part for run_id in by_tree[root] for lease in wanted[run_id]]
-            await self._renew(tenant_id, part, here, request.extend_s, gathered)
+            busy.extend(await self._renew(tenant_id, part, held_in, request.extend_s, gathered))
+        # One by one, for whoever waits for a lock keeps none that another tree waits for.
+        for root_run_id in busy:
+            await self._renew(tenant_id, [root_run_id], held_in, request.extend_s, gathered)
         await self._sign(tenant_id, gathered)
         for run_id, expires_at in gathered.renewed.items():
             gathered.answers.setdefault(run_id, LeaseAnswer(run_id, LeaseStatus.CONTINUE, expires_at=expires_at))
@@ -140,13 +147,25 @@ class HeartbeatCommand:
         self,
         tenant_id: UUID,
         part: Sequence[UUID],
-        wanted: Sequence[tuple[UUID, UUID]],
+        held_in: Mapping[UUID, Sequence[tuple[UUID, UUID]]],
         extend_s: int,
         gathered: _Gathered,
-    ) -> None:
+    ) -> list[UUID]:
+        """Settle the leases in some trees; the trees that somebody else holds are handed back.
+
+        A single tree is waited for.
+        """
+        keys = [(tenant_id, root_run_id) for root_run_id in part]
         async with self._database.write() as session:
             # Under the locks of the trees, so that no renewal commits above a fence.
-            locked = await trees.lock(session, [(tenant_id, root_run_id) for root_run_id in part])
+            if len(keys) == 1:
+                locked = await trees.lock(session, keys)
+            else:
+                locked = await trees.lock_available(session, keys, len(keys))
+            busy = [root_run_id for root_run_id in part if (tenant_id, root_run_id) not in locked]
+            if len(busy) == len(part):
+                return busy
+            wanted = [lease for _, root_run_id in locked for lease in held_in[root_run_id]]
             held = await leases.held(session, tenant_id, wanted, token_margin_s=self._token_s * TOKEN_MARGIN)
             gathered.leases |= {run_id: lease.lease for run_id, lease in held.items()}
             told = await _cancelled(session, tenant_id, locked, held)
@@ -159,6 +178,7 @@ class HeartbeatCommand:
                     session, tenant_id, keep, extend_s=extend_s, token_s=self._token_s
                 )
                 gathered.fresh |= {run_id for run_id, ends in keep.items() if ends}
+        return busy
 
     async def _sign(self, tenant_id: UUID, gathered: _Gathered) -> None:
         if not gathered.fresh:
@@ -193,28 +213,21 @@ async def _cancelled(
         for lease in held.values()
         if lease.held and locked[tenant_id, lease.root_run_id].open_fences
     ]
-    if not doubtful:
-        return told
-    open_fences = await fences.open_fences(session, [(tenant_id, root_run_id) for _, root_run_id, _ in doubtful])
-    paths = await fences.paths(session, [(tenant_id, run_id) for _, _, run_id in doubtful])
-    now = datetime.now(UTC)
-    for _, root_run_id, run_id in doubtful:
-        over = [
-            fence
-            for fence in open_fences.get((tenant_id, root_run_id), ())
-            if covering([fence], paths[tenant_id, run_id]) is not None
-        ]
-        if over:
-            told[run_id] = _told(run_id, over, now)
+    if doubtful:
+        now = datetime.now(UTC)
+        for (_, run_id), over in (await fences.over(session, doubtful)).items():
+            told[run_id] = _told(held[run_id], over, now)
     return told
 
 
-def _told(run_id: UUID, over: Sequence[Fence], now: datetime) -> LeaseAnswer:
+def _told(lease: Held, over: Sequence[Fence], now: datetime) -> LeaseAnswer:
     first = min(over, key=lambda fence: fence.fence_seq)
     # Of overlapping graces the one that ends first counts; a fence without one ends it at once.
     grace_s = min((fence.grace_until - now).total_seconds() if fence.grace_until else 0.0 for fence in over)
+    # The lease is not renewed any more, and with its end the run is cancelled.
+    grace_s = min(grace_s, lease.left_s or 0.0)
     return LeaseAnswer(
-        run_id,
+        lease.run_id,
         LeaseStatus.CANCEL,
         reason=first.reason,
         grace_s=max(round(grace_s, 3), 0.0),

@@ -3,7 +3,7 @@
 Only fences cancel: a finished ancestor says nothing about its descendants.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -49,8 +49,57 @@ def covering(fences: Iterable[Fence], path: Sequence[Step]) -> Fence | None:
         fences: the open fences of the tree.
         path: the run itself first, then its ancestors up to the root.
     """
-    hits = [fence for fence in fences if any(_stands_on(fence, step) for step in path)]
-    return min(hits, key=lambda fence: fence.fence_seq, default=None)
+    return _first(fence for fence in fences if any(_stands_on(fence, step) for step in path))
+
+
+class StandingFences:
+    """The fences of a tree by what they stand on: many runs are held against them as fast as against one.
+
+    Args:
+        fences: the open fences of the tree.
+    """
+
+    def __init__(self, fences: Iterable[Fence] = ()) -> None:
+        self._by_place: dict[tuple[FenceScope, UUID], list[Fence]] = {}
+        for fence in fences:
+            place = fence.group_id if fence.scope is FenceScope.GROUP and fence.group_id is not None else fence.run_id
+            self._by_place.setdefault((fence.scope, place), []).append(fence)
+
+    @property
+    def run_ids(self) -> set[UUID]:
+        """The runs that they stand on, or on whose children."""
+        return {place for scope, place in self._by_place if scope is not FenceScope.GROUP}
+
+    @property
+    def group_ids(self) -> set[UUID]:
+        """The groups that they stand on."""
+        return {place for scope, place in self._by_place if scope is FenceScope.GROUP}
+
+    def on_run(self, run_id: UUID) -> Fence | None:
+        """The fence on a run and all below it; of several, the one that was set first."""
+        return _first(self._by_place.get((FenceScope.RUN, run_id), ()))
+
+    def over(self, path: Sequence[Step]) -> list[Fence]:
+        """All that cover the first run of a path. See `covering`."""
+        return [fence for step in path for fence in self._at(step) if _stands_on(fence, step)]
+
+    def covering(self, path: Sequence[Step]) -> Fence | None:
+        """The one of them that `covering` names."""
+        return _first(self.over(path))
+
+    def _at(self, step: Step) -> Iterator[Fence]:
+        places = (
+            (FenceScope.RUN, step.run_id),
+            (FenceScope.CHILDREN, step.parent_run_id),
+            (FenceScope.GROUP, step.group_id),
+        )
+        for scope, place in places:
+            if place is not None:
+                yield from self._by_place.get((scope, place), ())
+
+
+def _first(fences: Iterable[Fence]) -> Fence | None:
+    return min(fences, key=lambda fence: fence.fence_seq, default=None)
 
 
 def _stands_on(fence: Fence, step: Step) -> bool:

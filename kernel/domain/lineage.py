@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from kernel.domain.errors import InvalidRequestError
-from kernel.domain.fences import Fence, FenceScope, Step, covering
+from kernel.domain.fences import Fence, StandingFences, Step
 
 MAX_BIGINT = 2**63 - 1
 MAX_INTEGER = 2**31 - 1
@@ -109,13 +109,11 @@ class Ancestry:
 
     fences: Sequence[Fence] = ()
     steps: dict[UUID, Step] = field(default_factory=dict)
-    _standing_on: dict[UUID, list[Fence]] = field(default_factory=dict)
+    _standing: StandingFences = field(init=False)
     _covered: dict[UUID, Fence | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for fence in self.fences:
-            anchor = fence.group_id if fence.scope is FenceScope.GROUP and fence.group_id is not None else fence.run_id
-            self._standing_on.setdefault(anchor, []).append(fence)
+        self._standing = StandingFences(self.fences)
 
     def add(self, steps: Iterable[Step]) -> None:
         """Learn of more runs. Every ancestor of a run is known before anything is asked about it."""
@@ -137,7 +135,7 @@ class Ancestry:
             at = step.parent_run_id
         above = self._covered[at] if at is not None else None
         for step in reversed(way):
-            here = covering(self._candidates(step), [step])
+            here = self._standing.covering([step])
             if here is not None and (above is None or here.fence_seq < above.fence_seq):
                 above = here
             self._covered[step.run_id] = above
@@ -153,13 +151,6 @@ class Ancestry:
         found = at is not None and (at == top or known[at])
         for passed in way:
             known[passed] = found
-        return found
-
-    def _candidates(self, step: Step) -> list[Fence]:
-        found: list[Fence] = []
-        for anchor in (step.run_id, step.parent_run_id, step.group_id):
-            if anchor is not None:
-                found.extend(self._standing_on.get(anchor, ()))
         return found
 
 

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from uuid import UUID
 
 from kernel import metrics
@@ -19,10 +20,14 @@ from kernel.wakeups import Wakeups
 
 NAME = "drain_cancellations"
 MAX_FENCES = 64
+# So many may wait for their first look, at most: more would be no sooner done.
+MAX_AHEAD = 256
 PARALLEL_DRAINS = 3
 PARALLEL_LARGE_DRAINS = 2
 # How soon fences that are set during a long drain are taken up beside it.
 LOOK_S = 0.25
+# How soon a fence that another process was draining is taken up here: that process may have died since, or given up.
+AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,11 @@ class DrainCounts:
 
 @dataclass(slots=True)
 class _Work:
-    """A fence that is being drained."""
+    """A fence that is being drained. `is_large`: it has been looked at, and leaves the small ones their turns."""
 
     target: OpenFence
     progress: Progress = field(default_factory=Progress)
+    is_large: bool = False
     done: bool = False
 
     def __post_init__(self) -> None:
@@ -79,14 +85,17 @@ class DrainCancellations:
     async def run_once(self) -> DrainCounts:
         """Drain the fences that are open, and those that are set meanwhile."""
         works: dict[UUID, _Work] = {}
-        # What could not be finished now, such as a fence that another process drains, is left to another pass.
-        left: set[UUID] = set()
+        # What could not be finished, such as a fence that another process drains, and when it is tried again: a pass
+        # may last as long as the drain of a million runs.
+        left: dict[UUID, float] = {}
         running: set[asyncio.Task[None]] = set()
         fences = runs = 0
         try:
             while True:
                 if not self._stopping:
-                    for target in await self._open([*works, *left]):
+                    left = {cancellation_id: again for cancellation_id, again in left.items() if again > monotonic()}
+                    ahead = sum(not work.is_large for work in works.values())
+                    for target in await self._open([*works, *left], limit=min(MAX_FENCES, MAX_AHEAD - ahead)):
                         work = works[target.fence.cancellation_id] = _Work(target)
                         running.add(asyncio.create_task(self._one(work)))
                 self._measure(works.values())
@@ -101,8 +110,9 @@ class DrainCancellations:
                     del works[cancellation_id]
                     fences += work.progress.drained
                     runs += work.progress.cancelled
-                    if not work.progress.drained:
-                        left.add(cancellation_id)
+                    # One that waits for the end of a grace is taken up when that has come, and not later.
+                    if not work.progress.drained and cancellation_id not in self._waiting:
+                        left[cancellation_id] = monotonic() + AGAIN_S
                 # A long drain is no standstill.
                 metrics.RECONCILER_LAST_RUN_SECONDS.labels(NAME).set(time.time())
         finally:
@@ -114,12 +124,14 @@ class DrainCancellations:
     def _stopping(self) -> bool:
         return self._wakeups is not None and self._wakeups.stopping
 
-    async def _open(self, known: Sequence[UUID]) -> list[OpenFence]:
+    async def _open(self, known: Sequence[UUID], *, limit: int) -> list[OpenFence]:
         """Fences to be taken up now."""
+        if not limit:
+            return []
         async with self._database.read() as session:
             await self._end_waits(session)
             return await drains.open_fences(
-                session, limit=MAX_FENCES, passing_over=[*self._waiting, *self._aside.row_ids, *known]
+                session, limit=limit, passing_over=[*self._waiting, *self._aside.row_ids, *known]
             )
 
     async def _one(self, work: _Work) -> None:
@@ -129,6 +141,7 @@ class DrainCancellations:
             async with self._turns:
                 await self._drain.execute(target, at_most=SMALL, progress=work.progress)
             if not (work.progress.drained or work.progress.busy or work.progress.waiting or self._stopping):
+                work.is_large = True
                 async with self._large_turns:
                     await self._drain.execute(target, progress=work.progress)
         except DatabaseUnavailableError:

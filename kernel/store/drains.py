@@ -1,5 +1,6 @@
 """What a drain reads and writes: the runs under a fence, a chunk of them at a time."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from uuid import UUID
 from asyncpg import Record
 
 from kernel.domain.events import EventType, Surface
-from kernel.domain.fences import Fence, FenceScope, Step, covering
+from kernel.domain.fences import Fence, FenceScope, Step
+from kernel.domain.lineage import Ancestry
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.groups import MEMBER
 
 # A chunk holds the lock of its tree for ten or twenty milliseconds: as long as others in the tree may have to wait.
 CHUNK_RUNS = 1_000
+# So many runs that were spawned after a fence are looked at for children of the run that it stands on.
+MAX_LATER = 1_000
 # A drain that stands still between two chunks for longer than this is no longer waited for by others.
 IDLE_TIMEOUT = "10s"
 
@@ -30,10 +34,11 @@ ORDER BY c.fenced_at
 """
 
 # The longest open first; those that the caller has looked at and that only wait for a grace to end are passed over.
-# Chosen before anything is joined to them: in a storm thousands are open, and this is asked after each drain.
+# Chosen before anything is joined to them: in a storm thousands are open, and this is asked after each drain. NOT IN is
+# looked up by hash, where each of the open would be held against all that are passed over (<> ALL).
 OPEN = _OPEN.format(
     found="""
-  SELECT * FROM cancellations WHERE drained_at IS NULL AND cancellation_id <> ALL ($2::uuid[])
+  SELECT * FROM cancellations WHERE drained_at IS NULL AND cancellation_id NOT IN (SELECT unnest($2::uuid[]))
   ORDER BY fenced_at LIMIT $1"""
 )
 # Said so that it is looked up by its id, and not among all that are open.
@@ -189,7 +194,8 @@ SELECT c.cancellation_id, c.root_run_id, c.run_id, c.scope, c.group_id, c.reason
 FROM cancellations c WHERE c.tenant_id = $1 AND c.cancellation_id = $2
 """
 
-# The way from a run up to its root, and the fences on it, open or drained: those that may cover the run.
+# The way from a run up to its root, and the fences on it, open or drained: those that may cover the run. The fences on
+# an orchestrator's groups pile up: of them, only that on the group of the run below it on this way.
 FENCES_ABOVE = """
 WITH RECURSIVE walk AS (
   SELECT 0 AS hop, r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
@@ -202,8 +208,33 @@ WITH RECURSIVE walk AS (
 SELECT w.hop, w.run_id, w.parent_run_id, w.orchestration_group_id, w.spawned_seq, w.finalized_seq,
   c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until, c.drained_at
 FROM walk w
-LEFT JOIN LATERAL (SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = w.run_id OFFSET 0) c ON true
+LEFT JOIN LATERAL (
+  SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = w.run_id
+    AND (c.group_id IS NULL OR c.group_id IN (SELECT orchestration_group_id FROM walk)) OFFSET 0
+) c ON true
 ORDER BY w.hop
+"""
+
+# The same for many runs, each run on their ways once, however many share it.
+FENCES_ABOVE_ALL = """
+WITH RECURSIVE up AS (
+  SELECT r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
+  FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
+  UNION
+  SELECT p.run_id, p.parent_run_id, p.orchestration_group_id, p.spawned_seq, p.finalized_seq
+  FROM up u
+  CROSS JOIN LATERAL (
+    SELECT r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
+    FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = u.parent_run_id OFFSET 0
+  ) p
+)
+SELECT u.run_id, u.parent_run_id, u.orchestration_group_id, u.spawned_seq, u.finalized_seq,
+  c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until
+FROM up u
+LEFT JOIN LATERAL (
+  SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = u.run_id
+    AND (c.group_id IS NULL OR c.group_id IN (SELECT orchestration_group_id FROM up)) OFFSET 0
+) c ON true
 """
 
 # What a fence has cancelled, as its events tell it.
@@ -219,6 +250,16 @@ CANCEL_REASONS = """
 SELECT q.run_id, e.data ->> 'reason' AS reason
 FROM unnest($2::uuid[], $3::uuid[], $4::bigint[]) AS q (run_id, root_run_id, seq)
 JOIN run_events e ON e.tenant_id = $1 AND e.root_run_id = q.root_run_id AND e.seq = q.seq
+"""
+
+# Whether a run has spawned anything after a number of its tree, as far as so many runs tell that were spawned after it.
+SPAWNED_SINCE = """
+SELECT count(*) FILTER (WHERE parent_run_id = $3) = 0 AND count(*) < $5 AS nothing
+FROM (
+  SELECT parent_run_id FROM agent_runs
+  WHERE tenant_id = $1 AND root_run_id = $2 AND spawned_seq > $4
+  ORDER BY spawned_seq, ordinal LIMIT $5
+) later
 """
 
 
@@ -492,16 +533,43 @@ async def fences_above(
     return list(path.values()), standing
 
 
+async def spawned_nothing_since(
+    session: ReadSession, tenant_id: UUID, root_run_id: UUID, run_id: UUID, seq: int
+) -> bool:
+    """Whether a run has certainly no children that came after a number of its tree.
+
+    In doubt it has: no more than `MAX_LATER` of what the tree has spawned since are looked at.
+    """
+    nothing: bool = await session.driver.fetchval(SPAWNED_SINCE, tenant_id, root_run_id, run_id, seq, MAX_LATER)
+    return nothing
+
+
 async def fence_over(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Fence | None:
     """The fence, open or drained, that covers a run; of several, the one that was set first.
 
     What was set when the run had ended is not what has cancelled it.
     """
-    path, found = await fences_above(session, tenant_id, run_id)
-    if not path:
-        return None
-    ended = path[0].finalized_seq
-    return covering((fence for fence, _ in found.values() if ended is None or fence.fence_seq < ended), path)
+    return (await _fences_over(session, tenant_id, [run_id])).get(run_id)
+
+
+async def _fences_over(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> dict[UUID, Fence]:
+    """`fence_over` for many runs."""
+    steps: dict[UUID, Step] = {}
+    standing: list[Fence] = []
+    for row in await session.driver.fetch(FENCES_ABOVE_ALL, tenant_id, run_ids):
+        steps[row["run_id"]] = Step(
+            row["run_id"], row["parent_run_id"], row["orchestration_group_id"], row["spawned_seq"], row["finalized_seq"]
+        )
+        if row["cancellation_id"] is not None:
+            standing.append(_fence(row))
+    known = Ancestry(standing, steps)
+    found: dict[UUID, Fence] = {}
+    for run_id in run_ids:
+        fence = known.fence_of(run_id) if run_id in steps else None
+        # Where the first that covers the run came after its end, so did all others.
+        if fence is not None and fence.fence_seq < (steps[run_id].finalized_seq or math.inf):
+            found[run_id] = fence
+    return found
 
 
 async def reasons_of_ends(
@@ -516,11 +584,11 @@ async def reasons_of_ends(
         CANCEL_REASONS, tenant_id, list(ends), [root for root, _ in ends.values()], [seq for _, seq in ends.values()]
     )
     reasons: dict[UUID, str | None] = {row["run_id"]: row["reason"] for row in rows}
-    for run_id in ends:
-        # Acknowledged, or given up by its worker: those are few, and their ends are told as any other.
-        if reasons.get(run_id) is None:
-            fence = await fence_over(session, tenant_id, run_id)
-            reasons[run_id] = fence.reason if fence is not None else None
+    # Acknowledged, or given up by its worker: such an end is told as any other.
+    untold = [run_id for run_id in ends if reasons.get(run_id) is None]
+    if untold:
+        over = await _fences_over(session, tenant_id, untold)
+        reasons |= {run_id: over[run_id].reason if run_id in over else None for run_id in untold}
     return reasons
 
 

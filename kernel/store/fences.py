@@ -1,12 +1,11 @@
 """Open fences, and whom they cover."""
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 from asyncpg import Record
 
-from kernel.domain.fences import Fence, FenceScope, Step, covering
+from kernel.domain.fences import Fence, FenceScope, StandingFences, Step
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.trees import TreeKey
 
@@ -74,6 +73,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp(),
 """
 
 RunKey = tuple[UUID, UUID]
+# With the root of its tree: `(tenant_id, root_run_id, run_id)`.
+RunInTree = tuple[UUID, UUID, UUID]
 
 
 async def insert(session: WriteSession, tenant_id: UUID, root_run_id: UUID, fence: Fence, *, grace_s: int) -> None:
@@ -120,7 +121,7 @@ async def paths(session: ReadSession, runs: Iterable[RunKey]) -> dict[RunKey, li
 
 
 async def _candidates(
-    session: ReadSession, runs: Iterable[RunKey], fences: Iterable[Fence]
+    session: ReadSession, runs: Iterable[RunKey], fences: Iterable[StandingFences]
 ) -> dict[RunKey, list[Step]]:
     """Of the way from each run up to its root, the run itself and whatever one of the fences may stand on."""
     wanted, standing = list(set(runs)), list(fences)
@@ -128,8 +129,8 @@ async def _candidates(
         CANDIDATES,
         [key[0] for key in wanted],
         [key[1] for key in wanted],
-        [fence.run_id for fence in standing if fence.scope is not FenceScope.GROUP],
-        [fence.group_id for fence in standing if fence.scope is FenceScope.GROUP],
+        [run_id for here in standing for run_id in here.run_ids],
+        [group_id for here in standing for group_id in here.group_ids],
     )
     return _steps(rows)
 
@@ -149,38 +150,53 @@ def _steps(rows: Iterable[Record]) -> dict[RunKey, list[Step]]:
     return found
 
 
-async def covered(session: ReadSession, runs: Iterable[tuple[UUID, UUID, UUID]]) -> dict[RunKey, Fence]:
+async def over(session: ReadSession, runs: Iterable[RunInTree]) -> dict[RunKey, list[Fence]]:
+    """All the open fences that some runs are under; a run that is under none is absent. See `covered`."""
+    wanted = list(runs)
+    return await _over(session, wanted, await _standing(session, wanted))
+
+
+async def covered(session: ReadSession, runs: Iterable[RunInTree]) -> dict[RunKey, Fence]:
     """Which of some runs are under an open fence, and under which.
 
     Args:
         session: a transaction that holds the trees' locks, or a reader that wants the effective status.
-        runs: `(tenant_id, root_run_id, run_id)` of runs in trees that have open fences; asking for others is correct
-            and costs a query.
+        runs: runs in trees that have open fences; asking for others is correct and costs a query.
     """
     wanted = list(runs)
-    if not wanted:
-        return {}
-    fences = await open_fences(session, ((tenant_id, root_id) for tenant_id, root_id, _ in wanted))
-    if not fences:
-        return {}
+    standing = await _standing(session, wanted)
     hit: dict[RunKey, Fence] = {}
-    unsure: list[tuple[UUID, UUID, UUID]] = []
+    unsure: list[RunInTree] = []
     for tenant_id, root_id, run_id in wanted:
+        if (tenant_id, root_id) not in standing:
+            continue
         # A fence on the root covers everything, whatever the way up.
-        whole = [
-            fence
-            for fence in fences.get((tenant_id, root_id), ())
-            if fence.scope is FenceScope.RUN and fence.run_id == root_id
-        ]
-        if whole:
-            hit[tenant_id, run_id] = min(whole, key=lambda fence: fence.fence_seq)
-        elif (tenant_id, root_id) in fences:
+        whole = standing[tenant_id, root_id].on_run(root_id)
+        if whole is not None:
+            hit[tenant_id, run_id] = whole
+        else:
             unsure.append((tenant_id, root_id, run_id))
-    if unsure:
-        standing = chain.from_iterable(fences[tenant_id, root_id] for tenant_id, root_id in {u[:2] for u in unsure})
-        ways = await _candidates(session, ((tenant_id, run_id) for tenant_id, _, run_id in unsure), standing)
-        for tenant_id, root_id, run_id in unsure:
-            fence = covering(fences[tenant_id, root_id], ways.get((tenant_id, run_id), []))
-            if fence is not None:
-                hit[tenant_id, run_id] = fence
+    for run, found in (await _over(session, unsure, standing)).items():
+        hit[run] = min(found, key=lambda fence: fence.fence_seq)
     return hit
+
+
+async def _standing(session: ReadSession, runs: Iterable[RunInTree]) -> dict[TreeKey, StandingFences]:
+    """The open fences of the trees of some runs."""
+    trees = {(tenant_id, root_id) for tenant_id, root_id, _ in runs}
+    found = await open_fences(session, trees) if trees else {}
+    return {tree: StandingFences(fences) for tree, fences in found.items()}
+
+
+async def _over(
+    session: ReadSession, runs: Iterable[RunInTree], standing: Mapping[TreeKey, StandingFences]
+) -> dict[RunKey, list[Fence]]:
+    trees = {
+        (tenant_id, run_id): (tenant_id, root_id)
+        for tenant_id, root_id, run_id in runs
+        if (tenant_id, root_id) in standing
+    }
+    if not trees:
+        return {}
+    ways = await _candidates(session, trees, [standing[tree] for tree in set(trees.values())])
+    return {run: found for run, way in ways.items() if (found := standing[trees[run]].over(way))}

@@ -97,7 +97,8 @@ CROSS JOIN LATERAL (
 HELD = """
 SELECT r.run_id, q.lease, r.root_run_id, r.status, r.finalized_seq,
   l.lease = q.lease AND l.expires_at > clock_timestamp() AS held,
-  l.token_expires_at < clock_timestamp() + make_interval(secs => $4) AS token_ends
+  l.token_expires_at < clock_timestamp() + make_interval(secs => $4) AS token_ends,
+  extract(epoch FROM l.expires_at - clock_timestamp())::float8 AS left_s
 FROM unnest($2::uuid[], $3::uuid[]) AS q (run_id, lease)
 JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
 JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.granted = q.lease
@@ -202,7 +203,8 @@ class Described:
 class Held:
     """How the lease stands that was the last to be granted of a run.
 
-    `held`: it is the current one and has not expired. `token_ends`: the run's token is near its end.
+    `held`: it is the current one and has not expired. `token_ends`: the run's token is near its end. `left_s`: how many
+    seconds are left of the lease; None where it was given back.
     """
 
     run_id: UUID
@@ -212,6 +214,7 @@ class Held:
     finalized_seq: int | None
     held: bool
     token_ends: bool
+    left_s: float | None
 
 
 async def agents_by_slug(session: ReadSession, tenant_id: UUID, slugs: Iterable[str]) -> dict[str, UUID]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from kernel.store import drains
+from kernel.store.engine import Database
 from tests.kit import Kit, Run, done, refused
 
 CANCEL = "/internal/orchestration/cancel-subtree"
@@ -99,6 +101,66 @@ async def test_without_the_root_the_run_lives_on_and_may_spawn_anew(kit: Kit) ->
     assert await status_of(kit, fresh) == "queued"
     again = await cancel(kit, root, root.run_id, include_root=False)
     assert again["cancelled_run_ids"] == [fresh]
+
+
+async def test_without_the_root_a_repeat_is_one_as_long_as_the_run_has_spawned_nothing_more(kit: Kit) -> None:
+    root, _ = await kit.team(max_depth=5)
+    beside = await child(kit, root, "beside", "orchestrator")
+    branch = await child(kit, root, "branch", "orchestrator")
+    await child(kit, branch, "a")
+    first = await cancel(kit, root, branch, include_root=False)
+    assert first["cancelled_count"] == 1
+    # What others spawn since is no child of the run.
+    await child(kit, beside, "b")
+    body = {"caller_run_id": root.run_id, "run_id": branch, "include_root": False}
+    repeat = await kit.api.post(CANCEL, body)
+    again = done(repeat)
+    assert repeat.headers["X-Idempotency-Reused"] == "true"
+    assert (again["cancellation_id"], again["cancelled_count"]) == (first["cancellation_id"], 0)
+    # The run itself is not covered by it.
+    assert (await cancel(kit, root, branch))["cancelled_run_ids"] == [branch]
+
+
+async def test_without_the_root_a_shorter_grace_is_no_repeat(kit: Kit) -> None:
+    root, _ = await kit.team()
+    leased = await child(kit, root, "leased")
+    done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 300}))
+    first = await cancel(kit, root, root.run_id, include_root=False, grace_s=600)
+    assert first["state"] == "draining"
+    again = await cancel(kit, root, root.run_id, include_root=False, grace_s=900)
+    assert again["cancellation_id"] == first["cancellation_id"]
+    at_once = await cancel(kit, root, root.run_id, include_root=False)
+    assert at_once["cancelled_run_ids"] == [leased]
+
+
+async def test_where_many_were_spawned_since_a_new_fence_is_set_without_looking_at_all_of_them(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel.store.drains.MAX_LATER", 3)
+    root, _ = await kit.team(max_depth=5)
+    branch = await child(kit, root, "branch", "orchestrator")
+    first = await cancel(kit, root, branch, include_root=False)
+    done(await kit.spawn_group(root, "g", 3))
+    again = await cancel(kit, root, branch, include_root=False)
+    assert (again["cancellation_id"] == first["cancellation_id"], again["cancelled_count"]) == (False, 0)
+
+
+async def test_of_the_fences_on_an_orchestrators_groups_only_that_on_the_runs_own_is_read(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team()
+    members = []
+    for prefix in "abc":
+        group = done(await kit.spawn_group(root, prefix, 2, join_mode="fail_fast", start_background=False))
+        members.append(group["spawned_run_ids"])
+        done(await kit.api.post(f"/agents/runs/{members[-1][0]}/status", {"status": "failed"}))
+    tenant_id = uuid.UUID(kit.tenant_id)
+    async with database.read() as session:
+        _, above_root = await drains.fences_above(session, tenant_id, uuid.UUID(root.run_id))
+        _, above_loser = await drains.fences_above(session, tenant_id, uuid.UUID(members[1][1]))
+        over = await drains.fence_over(session, tenant_id, uuid.UUID(members[1][1]))
+    assert above_root == {}
+    assert [fence for fence, _ in above_loser.values()] == [over]
 
 
 async def test_only_fences_cancel_so_a_finished_run_has_active_descendants_to_cancel(kit: Kit) -> None:

@@ -6,6 +6,8 @@ import random
 import signal
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +21,7 @@ from kernel.commands.draining import Drain
 from kernel.domain.errors import DatabaseUnavailableError
 from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
-from kernel.store import drains
+from kernel.store import drains, trees
 from kernel.store.drains import OpenFence
 from kernel.store.engine import Database, ReadSession
 from kernel.wakeups import Wakeups
@@ -341,6 +343,59 @@ async def test_a_grace_that_all_workers_acknowledge_ends_early(kit: Kit, databas
     cancellation = await state_of(database, kit, UUID(answer["cancellation_id"]))
     assert (cancellation.state, cancellation.cancelled_count) == ("drained", 2)
     assert await findings(database, kit) == []
+
+
+@asynccontextmanager
+async def long_pass(kit: Kit, database: Database, agent_id: str) -> AsyncIterator[None]:
+    """A pass that lasts as long as the block: it has a fence to drain in a tree whose lock is held."""
+    root = await kit.root(agent_id)
+    async with database.write() as session:
+        await Forest(database, kit).fence(root.run_id, "run")
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        drain = asyncio.create_task(DrainCancellations(database).run_once())
+        yield
+        assert not drain.done()
+    await drain
+
+
+async def until_drained(database: Database, kit: Kit, cancellation_id: UUID) -> None:
+    # Less than a transaction that holds a lock may stand idle.
+    async with asyncio.timeout(8):
+        while (await state_of(database, kit, cancellation_id)).state == "draining":  # noqa: ASYNC110 - a row says so
+            await asyncio.sleep(0.05)
+
+
+async def test_a_grace_ends_in_its_time_though_a_pass_lasts_longer(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    done(await kit.spawn(root, "leased"))
+    done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 300}))
+    fence = await Forest(database, kit).fence(root.run_id, "run", grace_s=1)
+    async with long_pass(kit, database, root.agent_id):
+        await until_drained(database, kit, fence.cancellation_id)
+    assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 2
+
+
+async def test_what_another_process_has_given_up_is_taken_up_though_a_pass_lasts_longer(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team()
+    fence = await Forest(database, kit).fence(root.run_id, "run")
+    claim = drains.claim
+    found_busy = asyncio.Event()
+
+    async def claiming(session: ReadSession, cancellation_id: UUID) -> bool:
+        claimed = await claim(session, cancellation_id)
+        if cancellation_id == fence.cancellation_id and not claimed:
+            found_busy.set()
+        return claimed
+
+    async with database.read() as elsewhere:
+        assert await claim(elsewhere, fence.cancellation_id)
+        monkeypatch.setattr(drains, "claim", claiming)
+        async with long_pass(kit, database, root.agent_id):
+            await asyncio.wait_for(found_busy.wait(), 8)
+            await drains.leave(elsewhere, fence.cancellation_id)
+            await until_drained(database, kit, fence.cancellation_id)
 
 
 async def test_a_covered_orchestrator_decides_no_group_whatever_the_order_of_the_drains(

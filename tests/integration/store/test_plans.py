@@ -190,3 +190,9 @@ async def test_a_second_upgrade_has_nothing_more_to_say(own_database: Database) 
             " AND c.relname <> 'tenants' AND a.attstattarget IS DISTINCT FROM 0"
         )
     assert targets == []
+
+
+async def test_the_open_fences_are_held_against_those_passed_over_by_hash(own_database: Database) -> None:
+    ((_, plan),) = plans(own_database.url, [("drains.OPEN", drains.OPEN)])
+    (read,) = [node for node in nodes(plan) if node.get("Relation Name") == "cancellations"]
+    assert "hashed SubPlan" in read["Filter"]

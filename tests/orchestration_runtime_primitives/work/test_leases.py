@@ -11,6 +11,7 @@ from kernel.commands.heartbeat import Heartbeat, HeartbeatCommand, LeaseRef
 from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.reconcilers.expire_leases import expire_leases
+from kernel.store import drains, trees
 from kernel.store.engine import Database
 from service.dependencies import Services
 from tests.kit import Kit, done, refused
@@ -88,7 +89,7 @@ async def test_under_a_fence_a_worker_is_told_to_stop_and_its_lease_is_not_renew
 ) -> None:
     root, _ = await kit.team()
     await spawn_one(kit, root)
-    run = await claim_one(kit)
+    run = await claim_one(kit, lease_s=300)
     cancellation_id = await fence(database, kit, root.run_id, root.run_id, reason="wrong turn", grace_s=90)
     (told,) = await heartbeat(kit, run, extend_s=3_000)
     assert (told["status"], told["reason"]) == ("cancel", "wrong turn")
@@ -100,6 +101,16 @@ async def test_under_a_fence_a_worker_is_told_to_stop_and_its_lease_is_not_renew
     await fence(database, kit, root.run_id, run["run_id"], reason="at once")
     (told,) = await heartbeat(kit, run)
     assert (told["reason"], told["grace_s"]) == ("wrong turn", 0)
+
+
+async def test_a_grace_lasts_no_longer_than_the_lease_which_is_not_renewed(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    await spawn_one(kit, root)
+    run = await claim_one(kit, lease_s=60)
+    await fence(database, kit, root.run_id, root.run_id, grace_s=600)
+    (told,) = await heartbeat(kit, run, extend_s=3_000)
+    assert told["status"] == "cancel"
+    assert 30 < told["grace_s"] <= 60
 
 
 async def test_after_the_drain_a_worker_is_told_still_and_hears_why(kit: Kit, database: Database) -> None:
@@ -129,6 +140,29 @@ async def test_whoever_has_acknowledged_or_was_given_up_is_told_the_reason_too(k
         (told,) = await heartbeat(kit, run)
         assert (told["status"], told["reason"], told["grace_s"]) == ("cancel", "wrong turn", 0)
         assert refused(await complete(kit, run), 409, "run_cancelled")["reason"] == "wrong turn"
+
+
+async def test_why_many_were_given_up_is_asked_once_for_all_of_them(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(**PLENTY)
+    done(await kit.spawn_group(root, "g", 10))
+    held = await claim(kit, max_runs=10)
+    await fence(database, kit, root.run_id, root.run_id, reason="wrong turn", grace_s=600)
+    await let_expire(database, *(run["run_id"] for run in held))
+    await expire_leases(database).run_once()
+    ends = {UUID(run["run_id"]): await row(database, run["run_id"]) for run in held}
+    asked: list[str] = []
+    async with database.read() as session:
+        with session.driver.query_logger(lambda query: asked.append(query.query)):
+            reasons = await drains.reasons_of_ends(
+                session,
+                UUID(kit.tenant_id),
+                {run_id: (ended["root_run_id"], ended["finalized_seq"]) for run_id, ended in ends.items()},
+            )
+            # The loop calls the logger in its next turn.
+            await asyncio.sleep(0)
+    assert reasons == dict.fromkeys(ends, "wrong turn")
+    # The events of the ends, and the fences above the runs.
+    assert len(asked) == 2
 
 
 async def test_a_run_that_its_worker_cancelled_was_not_cancelled_by_a_later_fence(kit: Kit) -> None:
@@ -180,6 +214,30 @@ async def test_many_trees_are_renewed_in_parts(kit: Kit, services: Services) -> 
     refs = tuple(LeaseRef(UUID(run["run_id"]), UUID(run["lease"])) for run in runs)
     answers = await command.execute(principal, Heartbeat(refs, 60))
     assert [answer.status for answer in answers] == ["continue"] * 40
+
+
+@pytest.mark.parametrize("held_up", [0, 1, 2])
+async def test_a_heartbeat_that_waits_for_a_tree_keeps_no_lock_on_another(
+    kit: Kit, database: Database, held_up: int
+) -> None:
+    root, _ = await kit.team()
+    roots = [root, await kit.root(root.agent_id), await kit.root(root.agent_id)]
+    roots.sort(key=lambda one: UUID(one.run_id))
+    members = [await spawn_one(kit, one) for one in roots]
+    held = await claim(kit, max_runs=3, lease_s=40)
+    before = {run["run_id"]: (await lease_row(database, run["run_id"]))["expires_at"] for run in held}
+    others = [run for run in held if run["run_id"] != members[held_up]]
+    async with database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(roots[held_up].run_id))
+        beating = asyncio.create_task(heartbeat(kit, *held, extend_s=600))
+        async with asyncio.timeout(8):
+            for run in others:
+                # Renewed already, and in a tree that anybody may change.
+                while (await lease_row(database, run["run_id"]))["expires_at"] == before[run["run_id"]]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                done(await complete(kit, run))
+        assert not beating.done()
+    assert [told["status"] for told in await beating] == ["continue"] * 3
 
 
 async def test_a_runs_token_keeps_its_own_lease_only(kit: Kit) -> None:
