@@ -185,6 +185,36 @@ async def test_a_wait_without_a_decision_ends_undecided_and_not_before_its_time(
     assert perf_counter() - started > 0.25
 
 
+async def test_a_wait_in_vain_tells_how_the_group_stands_at_its_end(kit: Kit) -> None:
+    group = await group_of(kit, 3)
+    waiting = asyncio.create_task(group.read(wait_s=2))
+    await asyncio.sleep(0.2)
+    done(await group.end(0))
+    done(await group.end(1, "failed"))
+    assert not waiting.done()
+    joined = await asyncio.wait_for(waiting, WELL_BEFORE_S)
+    assert (joined["success_count"], joined["failure_count"], joined["running_count"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("poll_s", [0.05, 3_600], ids=["by another process", "by this process"])
+async def test_a_waiting_join_hears_that_its_orchestrator_is_under_a_fence(
+    kit: Kit, database: Database, services: Services, poll_s: float
+) -> None:
+    group = await group_of(kit, 1)
+    own = Wakeups(services.database, asyncio.Event(), poll_s=poll_s)
+    command = JoinCommand(services.database, services.engine, own)
+    principal = Principal(kind="tenant", tenant_id=UUID(kit.tenant_id), scopes=frozenset({"agents.execute"}))
+    request = JoinGroup(UUID(group.root.run_id), UUID(group.group_id), wait_s=20)
+    waiting = asyncio.create_task(command.execute(principal, request))
+    await asyncio.sleep(0.2)
+    await fence(database, kit, group.root.run_id, group.root.run_id, grace_s=60)
+    if poll_s > 1:
+        own.fence_set()
+    joined = await asyncio.wait_for(waiting, WELL_BEFORE_S)
+    assert joined.status == "cancelled"
+    await own.stop()
+
+
 async def test_waiting_joins_hold_no_connection_and_notice_other_processes(kit: Kit, services: Services) -> None:
     group = await group_of(kit, 1)
     elsewhere = Wakeups(services.database, asyncio.Event(), poll_s=0.05)
