@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx2
 import pytest
 
-from kernel.commands.read_events import BEGINNING, EventReaders, ReadEvents
+from kernel.commands.read_events import BEGINNING, EventLog, EventReaders, ReadEvents
 from kernel.domain.principal import Principal
 from kernel.policy.opa import OpaEngine
 from kernel.store.engine import Database
@@ -300,3 +300,28 @@ async def test_quiet_readers_get_a_heartbeat_and_all_are_let_go_when_the_service
                 stopping.set()
     assert heard == [1, 0, 0]
     assert not log.is_over
+
+
+async def test_a_reader_of_a_quiet_branch_gets_a_heartbeat_while_the_rest_of_the_tree_is_busy(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team(max_fanout=1_000, max_children_total=1_000)
+    (quiet,) = done(await kit.spawn(root, "quiet"))["spawned_run_ids"]
+    readers = EventReaders(database, asyncio.Event(), poll_s=0.01)
+    log = EventLog(database, readers, (UUID(kit.tenant_id), UUID(root.run_id)), UUID(quiet))
+
+    async def be_busy() -> None:
+        for number in range(900):
+            done(await kit.spawn(root, f"beside{number}"))
+
+    busy = asyncio.create_task(be_busy())
+    heard: list[int] = []
+    async with asyncio.timeout(10), aclosing(log.follow(BEGINNING, beat_s=1)) as following:
+        async for events in following:
+            heard.append(len(events))
+            if not heard[-1]:
+                break
+    assert not busy.done()
+    busy.cancel()
+    await asyncio.gather(busy, return_exceptions=True)
+    assert heard == [1, 0]
