@@ -130,6 +130,27 @@ async def test_a_group_beyond_the_callers_reach_is_forbidden_and_the_refusal_on_
     await audit(database, kit)
 
 
+async def test_a_refusal_is_told_in_the_callers_tree_until_that_has_ended(kit: Kit, database: Database) -> None:
+    caller, _ = await kit.team()
+    group = await group_of(kit, 1, root=await kit.root(caller.agent_id))
+    done(await group.end(0))
+    path = f"/agents/runs/{caller.run_id}/events?limit=1000"
+    body = {"caller_run_id": caller.run_id, "orchestration_group_id": group.group_id}
+    refused(await kit.api.post("/internal/orchestration/join", body), 403, "forbidden")
+    assert done(await kit.api.get(path))["events"][-1]["type"] == "orchestration.policy_deny"
+    done(await kit.api.post(f"/agents/runs/{caller.run_id}/status", {"status": "completed"}))
+    told = done(await kit.api.get(path))
+    assert told["end"]
+    refused(await kit.api.post("/internal/orchestration/join", body), 403, "forbidden")
+    assert done(await kit.api.get(path)) == told
+    async with database.read() as session:
+        recorded = await session.driver.fetchval(
+            "SELECT count(*) FROM policy_decisions WHERE caller_run_id = $1 AND action = 'join' AND outcome = 'deny'",
+            UUID(caller.run_id),
+        )
+    assert recorded == 2
+
+
 async def test_an_ended_caller_reads_a_decision_and_waits_for_none(kit: Kit) -> None:
     root, _ = await kit.team()
     decided, open_ = await group_of(kit, 1, root=root), await group_of(kit, 1, root=root, prefix="h")
