@@ -7,7 +7,7 @@ connection while waiting.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -15,9 +15,13 @@ from uuid import UUID
 import structlog
 
 from kernel.domain.errors import DatabaseUnavailableError
-from kernel.store.engine import Database
+from kernel.store import fences
+from kernel.store.engine import Database, ReadSession
 
 POLL_S = 0.5
+
+# Fences that are set within so short a time share a look at the groups that are waited for.
+SHARED_S = 0.05
 
 # No more waiters are woken for one agent at a time than could be served by what was seen.
 MAX_SEEN = 200
@@ -32,11 +36,13 @@ CROSS JOIN LATERAL (
 WHERE w.seen > 0
 """
 
+# Those that are closed, and those that may read so because a fence covers their orchestrator.
 CLOSED = """
-SELECT q.tenant_id, q.group_id
+SELECT q.tenant_id, q.group_id, g.root_run_id, g.orchestrator_run_id, g.status <> 'running' AS is_closed
 FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, group_id)
 JOIN orchestration_groups g ON g.tenant_id = q.tenant_id AND g.group_id = q.group_id
-WHERE g.status <> 'running'
+JOIN run_trees t ON t.tenant_id = g.tenant_id AND t.root_run_id = g.root_run_id
+WHERE g.status <> 'running' OR t.open_fences > 0
 """
 
 ENDED = """
@@ -136,6 +142,8 @@ class Wakeups:
         self._for_runs: _Room[Key] = _Room()
         self._rooms = (self._for_work, self._for_groups, self._for_runs)
         self._poller: asyncio.Task[None] | None = None
+        self._below_fences: asyncio.Task[None] | None = None
+        self._unseen_fences = False
         self.fences = asyncio.Event()
         self.work = asyncio.Event()
 
@@ -168,8 +176,14 @@ class Wakeups:
         self._for_runs.wake((tenant_id, run_id))
 
     def fence_set(self) -> None:
-        """There is something to drain: sets `fences`, which the drain clears."""
+        """There is something to drain: sets `fences`, which the drain clears.
+
+        Whoever waits for a group that reads as cancelled by it hears of that before it is drained.
+        """
         self.fences.set()
+        self._unseen_fences = bool(self._for_groups.keys)
+        if self._unseen_fences and not self.stopping and (self._below_fences is None or self._below_fences.done()):
+            self._below_fences = asyncio.create_task(self._look_below_fences())
 
     @contextmanager
     def awaiting_work(self, tenant_id: UUID, agent_ids: Iterable[UUID]) -> Iterator[Waiter]:
@@ -197,8 +211,9 @@ class Wakeups:
         """End every wait, and the poller."""
         self._stopping.set()
         self._dismiss()
-        if self._poller is not None:
-            await self._poller
+        for looking in (self._poller, self._below_fences):
+            if looking is not None:
+                await looking
 
     @contextmanager
     def _waiting(self, room: _Room[Key], keys: list[Key]) -> Iterator[Waiter]:
@@ -237,8 +252,14 @@ class Wakeups:
         for room in self._rooms:
             room.dismiss()
 
-    async def _look(self) -> None:
-        work, groups, runs = (room.keys for room in self._rooms)
+    async def _look_below_fences(self) -> None:
+        while self._unseen_fences and not self.stopping:
+            await asyncio.sleep(SHARED_S)
+            self._unseen_fences = False
+            await self._look(groups_only=True)
+
+    async def _look(self, *, groups_only: bool = False) -> None:
+        work, groups, runs = ([] if groups_only and room is not self._for_groups else room.keys for room in self._rooms)
         try:
             async with self._database.read() as session:
                 if work:
@@ -246,8 +267,8 @@ class Wakeups:
                     for row in rows:
                         self._for_work.wake((row["tenant_id"], row["agent_id"]), row["seen"])
                 if groups:
-                    for row in await session.driver.fetch(CLOSED, [k[0] for k in groups], [k[1] for k in groups]):
-                        self._for_groups.wake((row["tenant_id"], row["group_id"]))
+                    for key in await _closed(session, groups):
+                        self._for_groups.wake(key)
                 if runs:
                     for row in await session.driver.fetch(ENDED, [k[0] for k in runs], [k[1] for k in runs]):
                         self._for_runs.wake((row["tenant_id"], row["run_id"]))
@@ -257,3 +278,17 @@ class Wakeups:
         except Exception:
             # A poller that has ended wakes nobody any more, whatever it was that it met.
             log.exception("a look at what others wait for failed")
+
+
+async def _closed(session: ReadSession, groups: Sequence[Key]) -> list[Key]:
+    """Which of some groups are decided or closed, or read as closed because a fence covers their orchestrator."""
+    rows = await session.driver.fetch(CLOSED, [key[0] for key in groups], [key[1] for key in groups])
+    doubtful = [row for row in rows if not row["is_closed"]]
+    covered = await fences.covered(
+        session, {(row["tenant_id"], row["root_run_id"], row["orchestrator_run_id"]) for row in doubtful}
+    )
+    return [
+        (row["tenant_id"], row["group_id"])
+        for row in rows
+        if row["is_closed"] or (row["tenant_id"], row["orchestrator_run_id"]) in covered
+    ]

@@ -195,12 +195,15 @@ async def refuse(database: Database, asked: DecisionInput, evaluated: Evaluated,
         database: where it is recorded.
         asked: the question.
         evaluated: its answer.
-        tell: whether the caller's tree gets an event of it; reads leave no trace in a tree.
+        tell: whether the caller's tree gets an event of it, unless it has ended, since nothing follows its end. Reads
+            leave no trace in a tree.
     """
     record = records.record(asked, evaluated)
     async with database.write() as session:
+        tree = None
         if tell and asked.caller is not None and asked.tree is not None:
             tree = await trees.lock_one(session, record.tenant_id, asked.tree.root_run_id)
+        if tree is not None and not tree.has_ended:
             tree.tell(denial_event(asked, record, tree.next_seq()))
             await trees.advance(session, tree, decided=[record])
         else:

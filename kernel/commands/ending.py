@@ -38,55 +38,60 @@ class Ended:
     """Runs that have ended, each with the time, and what is to be told after the commit."""
 
     finalized_at: Mapping[UUID, datetime] = field(default_factory=dict)
-    seq: int | None = None
     aftermath: Aftermath = field(default_factory=Aftermath)
 
 
 async def end_runs(
-    session: WriteSession,
-    tree: LockedTree,
-    endings: Sequence[Ending],
-    *,
-    surface: Surface | None = None,
-    known: Mapping[UUID, Run] | None = None,
+    session: WriteSession, tree: LockedTree, endings: Sequence[Ending], *, known: Mapping[UUID, Run] | None = None
 ) -> Ended:
-    """End runs of a locked tree with one transition, for all of them or for any number.
+    """End runs of a locked tree, all of them or any number of one surface with one transition.
 
     Writes statuses, payloads, events, the tallies of their groups and what those decide; takes back leases and
     deadlines; and sets the fences of parents whose policy cancels what is left below them. Runs that have ended already
     are passed over. The caller has checked that the steps are allowed, and writes the tree's counters back.
 
     Args:
-        surface: of the event; by default that of the first run.
         known: the runs as they stand, where the caller has read them under the same lock.
     """
     if known is None:
         known = await runs.load(session, tree.tenant_id, [ending.run_id for ending in endings])
     live = [ending for ending in endings if ending.run_id in known and known[ending.run_id].active]
-    if not live:
-        return Ended()
-    seq = tree.next_seq()
-    finalized_at = await runs.end(
-        session, tree.tenant_id, [(e.run_id, e.status, e.output, e.error) for e in live], seq=seq
-    )
+    by_surface: dict[Surface, list[Ending]] = {}
+    for ending in live:
+        by_surface.setdefault(known[ending.run_id].surface, []).append(ending)
+    finalized_at: dict[UUID, datetime] = {}
     aftermath = Aftermath()
-    tallies: dict[UUID, tuple[int, int]] = {}
+    counted: list[tuple[int, dict[UUID, tuple[int, int]]]] = []
+    for surface, together in by_surface.items():
+        seq = tree.next_seq()
+        ends = [(e.run_id, e.status, e.output, e.error) for e in together]
+        finalized_at |= await runs.end(session, tree.tenant_id, ends, seq=seq)
+        changes = [Change(ending.run_id, ending.status, known[ending.run_id].group_id) for ending in together]
+        tree.tell(lifecycle_event(tree, seq, changes, surface))
+        counted.append((seq, _tallies(together, known)))
     for ending in live:
         run = known[ending.run_id]
         tree.moved(run.status.value, None)
         aftermath.transitions[run.tenant_slug, ending.status.value] += 1
         aftermath.runs.add((tree.tenant_id, ending.run_id))
-        if run.group_id is not None:
-            successes, failures = tallies.get(run.group_id, (0, 0))
-            well = ending.status is RunStatus.COMPLETED
-            tallies[run.group_id] = (successes + well, failures + (not well))
-    changes = [Change(ending.run_id, ending.status, known[ending.run_id].group_id) for ending in live]
-    told_on = surface or known[live[0].run_id].surface
-    tree.tell(lifecycle_event(tree, seq, changes, told_on))
-    aftermath.add(await count_endings(session, tree, tallies, seq=seq))
+    # Only now: what they decide sets fences, and what ends here must not come after those.
+    for seq, tallies in counted:
+        aftermath.add(await count_endings(session, tree, tallies, seq=seq))
     for ending in live:
         aftermath.add(await _close_below(session, tree, known[ending.run_id], ending.status))
-    return Ended(finalized_at, seq, aftermath)
+    return Ended(finalized_at, aftermath)
+
+
+def _tallies(endings: Sequence[Ending], known: Mapping[UUID, Run]) -> dict[UUID, tuple[int, int]]:
+    """For each group of runs that end, how many of its members end well, and how many do not."""
+    tallies: dict[UUID, tuple[int, int]] = {}
+    for ending in endings:
+        group_id = known[ending.run_id].group_id
+        if group_id is not None:
+            successes, failures = tallies.get(group_id, (0, 0))
+            well = ending.status is RunStatus.COMPLETED
+            tallies[group_id] = (successes + well, failures + (not well))
+    return tallies
 
 
 async def _close_below(session: WriteSession, tree: LockedTree, run: Run, status: RunStatus) -> Aftermath:

@@ -64,7 +64,7 @@ _EVALUATION = TypeAdapter(Evaluation)
 
 @dataclass(frozen=True, slots=True)
 class _Outcomes:
-    """The children of a run by effective status, and those that failed or were cancelled."""
+    """The children of a run by effective status, and those that failed or were cancelled, as far as they are told."""
 
     counts: Counter[str]
     failed: Sequence[UUID]
@@ -162,12 +162,13 @@ async def _given(session: ReadSession, tenant_id: UUID, request: EvaluateAndRepl
 
 async def _outcomes(session: ReadSession, standing: Standing) -> _Outcomes:
     tenant_id, root_run_id = standing.tenant.tenant_id, standing.subject_root_run_id
-    listed = {RunStatus.FAILED, RunStatus.CANCELLED}
+    listed: dict[str, int | None] = {RunStatus.FAILED: MAX_LISTED, RunStatus.CANCELLED: MAX_LISTED}
     known = Ancestry()
     if standing.open_fences:
         known = await effective.ancestry(session, tenant_id, root_run_id)
-        listed |= ACTIVE
-    found = await lineage.children(session, tenant_id, standing.subject.run_id, sorted(listed))
+        # All of them: each is counted as what it is under the fences.
+        listed |= dict.fromkeys(ACTIVE)
+    found = await lineage.children(session, tenant_id, standing.subject.run_id, listed)
     counts = Counter({status: count for status, (count, _) in found.items()})
     failed = [run_id for status in (RunStatus.FAILED, RunStatus.CANCELLED) for run_id in found.get(status, (0, []))[1]]
     for status in sorted(ACTIVE):

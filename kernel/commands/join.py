@@ -95,12 +95,15 @@ class JoinCommand:
         else:
             await self._reparameterise(principal, request, group, asked, evaluated)
         with self._wakeups.awaiting_group(principal.tenant, request.group_id) as waiter:
+            waiting = True
             while True:
                 async with self._database.read() as session:
                     joined = await _read(session, principal.tenant, request.group_id)
                 left = patience - asyncio.get_running_loop().time()
-                if joined.complete or left <= 0 or not await waiter.wait(left):
+                if joined.complete or left <= 0 or not waiting:
                     return joined
+                # Read once more also where the wait was in vain: members may have ended meanwhile.
+                waiting = await waiter.wait(left)
 
     async def _record(self, asked: DecisionInput, evaluated: Evaluated) -> None:
         record = records.record(asked, evaluated)

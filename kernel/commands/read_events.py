@@ -257,6 +257,8 @@ class EventLog:
     async def follow(self, after: EventId, *, beat_s: float) -> AsyncIterator[Sequence[RunEvent]]:
         """All events after one, as they come, until there can be no more; none at all after `beat_s` quiet seconds.
 
+        Quiet is what the reader hears, however busy the rest of the tree is.
+
         What is read is handed out before more is read, so a slow reader costs no more than a page. Where it ends and
         `is_over` is false the service is stopping: the reader goes on from what it has, elsewhere.
         """
@@ -265,13 +267,19 @@ class EventLog:
                 watched.head = await self._readers.head(self._tree)
             head, position, first = watched.head, after, after.seq
             closing = False
+            clock = asyncio.get_running_loop().time
+            beat_at = clock() + beat_s
             while not self._readers.stopping:
-                if first <= head.seq:
+                if clock() >= beat_at:
+                    yield ()
+                    beat_at = clock() + beat_s
+                elif first <= head.seq:
                     rows = await self._readers.rows(self._tree, first, head.seq)
                     found, position = await self._shown(rows, position, None)
                     first = rows[-1].seq + 1 if rows else head.seq + 1
                     if found:
                         yield found
+                        beat_at = clock() + beat_s
                 elif closing or head.ended:
                     self._over = True
                     return
@@ -279,10 +287,8 @@ class EventLog:
                     # It stays so; what there is to tell of it has been committed before.
                     closing = True
                     head = await self._readers.head(self._tree)
-                elif await self._readers.wait(watched, head, beat_s):
+                elif await self._readers.wait(watched, head, beat_at - clock()):
                     head = watched.head
-                elif not self._readers.stopping:
-                    yield ()
 
     @property
     def is_over(self) -> bool:

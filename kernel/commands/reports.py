@@ -1,9 +1,11 @@
 """Reports on runs: those that come at about the same time go together, under the locks of their trees.
 
 A commit costs more than all that is written about a run that ends, so trees share it; not too many, because each of
-them is locked until the last has been written.
+them is locked until the last has been written. A tree that somebody else holds keeps none of the others waiting: the
+reports on it have a transaction of their own, beside the rest.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +33,8 @@ from kernel.wakeups import Wakeups
 # So many transactions of a tenant may be under way, on so many trees each.
 LANES = 2
 MAX_TREES = 12
+# So many of the trees that somebody else holds are waited for at a time; each costs a connection.
+MAX_WAITS = 4
 
 
 class Report(Protocol):
@@ -111,7 +115,9 @@ class Reports(Generic[R]):
         self._action = action
         self._judge = judge
         self._lookups = RootLookups(database)
-        self._lanes: Lanes[_Lane, _Placed[R], Reported] = Lanes(self._batch)
+        self._lanes: Lanes[_Lane, _Placed[R], Reported | None] = Lanes(self._batch)
+        self._held: Lanes[TreeKey, _Placed[R], Reported] = Lanes(self._batch_held)
+        self._waits = asyncio.Semaphore(MAX_WAITS)
 
     async def take(self, tenant_id: UUID, report: R) -> Reported:
         """Answer a report.
@@ -121,35 +127,62 @@ class Reports(Generic[R]):
             RemitError: the refusal of this report.
         """
         root_run_id = await self._lookups.root_of(tenant_id, report.run_id)
-        return await self._lanes.take(_Lane(tenant_id, root_run_id.int % LANES), _Placed(root_run_id, report))
+        placed = _Placed(root_run_id, report)
+        reported = await self._lanes.take(_Lane(tenant_id, root_run_id.int % LANES), placed)
+        return reported or await self._held.take((tenant_id, root_run_id), placed)
 
-    async def _batch(self, lane: _Lane, placed: Sequence[_Placed[R]]) -> list[Reported | Exception]:
-        """Answer reports on runs of one tenant; of several on the same run, one after the other."""
-        answers: dict[int, Reported | Exception] = {}
+    async def _batch(self, lane: _Lane, placed: Sequence[_Placed[R]]) -> list[Reported | Exception | None]:
+        """Answer reports on runs of one tenant, in the trees that nobody else holds; None for the others."""
+        return await self._answer(lane.tenant_id, placed, wait=False)
+
+    async def _batch_held(self, tree: TreeKey, placed: Sequence[_Placed[R]]) -> list[Reported | Exception]:
+        """Answer reports on runs of one tree, after waiting for it."""
+        tenant_id, _ = tree
+        async with self._waits:
+            answers = await self._answer(tenant_id, placed, wait=True)
+        return [answer for answer in answers if answer is not None]
+
+    async def _answer(
+        self, tenant_id: UUID, placed: Sequence[_Placed[R]], *, wait: bool
+    ) -> list[Reported | Exception | None]:
+        """Answer reports; of several on the same run, one after the other."""
+        answers: dict[int, Reported | Exception | None] = {}
         while len(answers) < len(placed):
             firsts = {one.report.run_id: n for n, one in reversed(list(enumerate(placed))) if n not in answers}
             for numbers in _parts(placed, sorted(firsts.values())):
-                settled = await self._settle_each(lane.tenant_id, [placed[number] for number in numbers])
+                settled = await self._settle_each(tenant_id, [placed[number] for number in numbers], wait=wait)
                 answers |= dict(zip(numbers, settled, strict=True))
+            # A later report on a run in a tree that is held does not overtake the first.
+            held = {placed[number].root_run_id for number, answer in answers.items() if answer is None}
+            answers |= {n: None for n, one in enumerate(placed) if n not in answers and one.root_run_id in held}
         return [answers[number] for number in range(len(placed))]
 
-    async def _settle_each(self, tenant_id: UUID, placed: Sequence[_Placed[R]]) -> list[Reported | Exception]:
+    async def _settle_each(
+        self, tenant_id: UUID, placed: Sequence[_Placed[R]], *, wait: bool
+    ) -> list[Reported | Exception | None]:
         try:
-            return await self._settle(tenant_id, placed)
+            return await self._settle(tenant_id, placed, wait=wait)
         except pg.PostgresError as error:
             if len(placed) == 1:
                 return [error]
         # What the database does not take of one must not fail its neighbours: nothing was committed; each goes alone.
-        return [answer for one in placed for answer in await self._settle_each(tenant_id, [one])]
+        return [answer for one in placed for answer in await self._settle_each(tenant_id, [one], wait=wait)]
 
-    async def _settle(self, tenant_id: UUID, placed: Sequence[_Placed[R]]) -> list[Reported | Exception]:
+    async def _settle(
+        self, tenant_id: UUID, placed: Sequence[_Placed[R]], *, wait: bool
+    ) -> list[Reported | Exception | None]:
+        """Answer reports in one transaction; None for those in trees that are held and not waited for."""
         aftermath = Aftermath()
         finalized_at: dict[UUID, datetime] = {}
+        keys = {(tenant_id, one.root_run_id) for one in placed}
         async with self._database.write() as session:
-            locked = await trees.lock(session, {(tenant_id, one.root_run_id) for one in placed})
-            known = await runs.load(session, tenant_id, [one.report.run_id for one in placed])
+            locked = await (trees.lock(session, keys) if wait else trees.lock_available(session, keys, len(keys)))
+            here = placed if wait else [one for one in placed if (tenant_id, one.root_run_id) in locked]
+            if not here:
+                return [None] * len(placed)
+            known = await runs.load(session, tenant_id, [one.report.run_id for one in here])
             outcomes = {key: Outcome() for key in locked}
-            answers = await self._judge_each(session, locked, known, outcomes, placed)
+            judged = await self._judge_each(session, locked, known, outcomes, here)
             changed = [locked[key] for key, outcome in outcomes.items() if outcome.changes]
             for tree in changed:
                 told, ended = await outcomes[tree.tenant_id, tree.root_run_id].write(session, tree, known)
@@ -158,13 +191,13 @@ class Reports(Generic[R]):
             if changed:
                 await trees.advance(session, *changed)
         aftermath.tell(self._wakeups)
-        for one, answer in zip(placed, answers, strict=True):
+        answers: dict[UUID, Reported | Exception] = {}
+        for one, answer in zip(here, judged, strict=True):
+            run_id = one.report.run_id
             if isinstance(answer, RemitError):
-                count_refusal(answer, known[one.report.run_id].tenant_slug, self._action)
-        return [
-            answer or Reported(one.report.run_id, one.report.status, finalized_at[one.report.run_id])
-            for one, answer in zip(placed, answers, strict=True)
-        ]
+                count_refusal(answer, known[run_id].tenant_slug, self._action)
+            answers[run_id] = answer or Reported(run_id, one.report.status, finalized_at[run_id])
+        return [answers.get(one.report.run_id) for one in placed]
 
     async def _judge_each(
         self,

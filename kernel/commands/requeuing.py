@@ -27,8 +27,9 @@ async def requeue(session: WriteSession, tree: LockedTree, again: Sequence[Run],
         tree.moved(run.status.value, RunStatus.QUEUED.value)
         aftermath.transitions[run.tenant_slug, RunStatus.QUEUED.value] += 1
         aftermath.queued[run.tenant_id, run.agent_id] += 1
-    changes = [Change(run.run_id, RunStatus.QUEUED, run.group_id) for run in again]
-    tree.tell(lifecycle_event(tree, tree.next_seq(), changes, again[0].surface))
+    for surface in sorted({run.surface for run in again}):
+        changes = [Change(run.run_id, RunStatus.QUEUED, run.group_id) for run in again if run.surface is surface]
+        tree.tell(lifecycle_event(tree, tree.next_seq(), changes, surface))
     return aftermath
 
 

@@ -27,9 +27,9 @@ class ExpiredLeases:
     name = "expire_leases"
 
     async def find(
-        self, session: ReadSession, *, limit: int, passing_over: Sequence[UUID]
+        self, session: ReadSession, *, limit: int, passing_over: Sequence[UUID], elsewhere_than: Sequence[UUID]
     ) -> list[tuple[TreeKey, UUID]]:
-        return await leases.expired(session, limit=limit, passing_over=passing_over)
+        return await leases.expired(session, limit=limit, passing_over=passing_over, elsewhere_than=elsewhere_than)
 
     async def settle(self, session: WriteSession, tree: LockedTree, row_ids: Sequence[UUID]) -> tuple[int, Aftermath]:
         known = await runs.load(session, tree.tenant_id, row_ids)

@@ -1,11 +1,13 @@
 """A pass over rows that are due, tree by tree: found without a lock, and settled under the lock of their tree."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from kernel import metrics
 from kernel.commands.aftermath import Aftermath
 from kernel.domain.errors import DatabaseUnavailableError
 from kernel.reconcilers.setting_aside import SetAside
@@ -18,6 +20,10 @@ from kernel.wakeups import Wakeups
 MAX_FOUND = 1_000
 MAX_PER_LOCK = 200
 PARALLEL_TREES = 4
+# So many of the trees that somebody holds are waited for at a time; the others are settled beside them.
+PARALLEL_WAITS = 2
+# How soon what becomes due while trees are waited for is taken up beside them.
+LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +45,14 @@ class Due(Protocol):
     name: str
 
     async def find(
-        self, session: ReadSession, *, limit: int, passing_over: Sequence[UUID]
+        self, session: ReadSession, *, limit: int, passing_over: Sequence[UUID], elsewhere_than: Sequence[UUID]
     ) -> list[tuple[TreeKey, UUID]]:
-        """Rows that seem due, the longest overdue first, each with its tree."""
+        """Rows that seem due, the longest overdue first, each with its tree.
+
+        Args:
+            passing_over: rows that are left alone.
+            elsewhere_than: the roots of trees that are left alone.
+        """
         ...
 
     async def settle(self, session: WriteSession, tree: LockedTree, row_ids: Sequence[UUID]) -> tuple[int, Aftermath]:
@@ -58,24 +69,56 @@ class Sweep:
         self._wakeups = wakeups
         self._aside = SetAside(due.name)
         self._turns = asyncio.Semaphore(PARALLEL_TREES)
+        self._waits = asyncio.Semaphore(PARALLEL_WAITS)
 
     async def run_once(self) -> SweepCounts:
-        """Settle what is due now."""
+        """Settle what is due now, and what becomes due meanwhile elsewhere than in the trees that are under way."""
+        under_way: dict[TreeKey, asyncio.Task[SweepCounts]] = {}
+        done: list[SweepCounts] = []
+        try:
+            while True:
+                if not self._stopping and len(under_way) < MAX_FOUND:
+                    for key, row_ids in (await self._find(under_way)).items():
+                        under_way[key] = asyncio.create_task(self._tree(key, row_ids))
+                if under_way:
+                    await asyncio.wait(under_way.values(), timeout=LOOK_S)
+                for key, task in list(under_way.items()):
+                    if task.done():
+                        del under_way[key]
+                        done.append(task.result())
+                if not under_way:
+                    return SweepCounts(sum(counts.settled for counts in done), sum(counts.set_aside for counts in done))
+                # A tree that is held for long is no standstill.
+                metrics.RECONCILER_LAST_RUN_SECONDS.labels(self._due.name).set(time.time())
+        finally:
+            for task in under_way.values():
+                task.cancel()
+            await asyncio.gather(*under_way.values(), return_exceptions=True)
+
+    @property
+    def _stopping(self) -> bool:
+        return self._wakeups is not None and self._wakeups.stopping
+
+    async def _find(self, under_way: Iterable[TreeKey]) -> dict[TreeKey, list[UUID]]:
+        """What is due, tree by tree."""
         async with self._database.read() as session:
-            found = await self._due.find(session, limit=MAX_FOUND, passing_over=self._aside.row_ids)
+            found = await self._due.find(
+                session,
+                limit=MAX_FOUND,
+                passing_over=self._aside.row_ids,
+                elsewhere_than=[root_run_id for _, root_run_id in under_way],
+            )
         by_tree: dict[TreeKey, list[UUID]] = {}
         for key, row_id in found:
             by_tree.setdefault(key, []).append(row_id)
-        done = await asyncio.gather(*(self._tree(key, row_ids) for key, row_ids in by_tree.items()))
-        return SweepCounts(sum(counts.settled for counts in done), sum(counts.set_aside for counts in done))
+        return by_tree
 
     async def _tree(self, key: TreeKey, row_ids: Sequence[UUID]) -> SweepCounts:
         settled = set_aside = 0
-        async with self._turns:
-            for start in range(0, len(row_ids), MAX_PER_LOCK):
-                counts = await self._part(key, row_ids[start : start + MAX_PER_LOCK])
-                settled += counts.settled
-                set_aside += counts.set_aside
+        for start in range(0, len(row_ids), MAX_PER_LOCK):
+            counts = await self._part(key, row_ids[start : start + MAX_PER_LOCK])
+            settled += counts.settled
+            set_aside += counts.set_aside
         return SweepCounts(settled, set_aside)
 
     async def _part(self, key: TreeKey, row_ids: Sequence[UUID]) -> SweepCounts:
@@ -91,8 +134,21 @@ class Sweep:
         return SweepCounts(sum(counts.settled for counts in done), sum(counts.set_aside for counts in done))
 
     async def _settle(self, key: TreeKey, row_ids: Sequence[UUID]) -> int:
+        async with self._turns:
+            settled = await self._settle_locked(key, row_ids, wait=False)
+        if settled is None:
+            # Whoever waits keeps its connection, so few do.
+            async with self._waits:
+                settled = await self._settle_locked(key, row_ids, wait=True)
+        return settled or 0
+
+    async def _settle_locked(self, key: TreeKey, row_ids: Sequence[UUID], *, wait: bool) -> int | None:
+        """Settle rows under the lock of their tree; None where somebody else holds it, and is not waited for."""
         async with self._database.write() as session:
-            tree = await trees.lock_one(session, *key)
+            locked = await (trees.lock(session, [key]) if wait else trees.lock_available(session, [key], at_most=1))
+            if not (locked or wait):
+                return None
+            tree = locked[key]
             count, aftermath = await self._due.settle(session, tree, row_ids)
             if count:
                 await trees.advance(session, tree)

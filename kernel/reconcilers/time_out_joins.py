@@ -19,9 +19,9 @@ class OverdueGroups:
     name = "time_out_joins"
 
     async def find(
-        self, session: ReadSession, *, limit: int, passing_over: Sequence[UUID]
+        self, session: ReadSession, *, limit: int, passing_over: Sequence[UUID], elsewhere_than: Sequence[UUID]
     ) -> list[tuple[TreeKey, UUID]]:
-        return await groups.due(session, limit=limit, passing_over=passing_over)
+        return await groups.due(session, limit=limit, passing_over=passing_over, elsewhere_than=elsewhere_than)
 
     async def settle(self, session: WriteSession, tree: LockedTree, row_ids: Sequence[UUID]) -> tuple[int, Aftermath]:
         due = await groups.still_due(session, tree.tenant_id, row_ids)

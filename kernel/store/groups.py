@@ -61,6 +61,7 @@ DUE = """
 SELECT g.tenant_id, g.root_run_id, g.group_id
 FROM orchestration_groups g
 WHERE g.status = 'running' AND g.deadline <= statement_timestamp() AND NOT g.group_id = ANY ($2::uuid[])
+  AND NOT g.root_run_id = ANY ($3::uuid[])
 ORDER BY g.deadline
 LIMIT $1
 """
@@ -209,9 +210,16 @@ async def reparameterise(
     return _group(row)
 
 
-async def due(session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = ()) -> list[tuple[TreeKey, UUID]]:
-    """Undecided groups past their deadline, the longest overdue first, as `(tree, group_id)`."""
-    rows = await session.driver.fetch(DUE, limit, list(passing_over))
+async def due(
+    session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = (), elsewhere_than: Sequence[UUID] = ()
+) -> list[tuple[TreeKey, UUID]]:
+    """Undecided groups past their deadline, the longest overdue first, as `(tree, group_id)`.
+
+    Args:
+        passing_over: groups that are left alone.
+        elsewhere_than: the roots of trees that are left alone.
+    """
+    rows = await session.driver.fetch(DUE, limit, list(passing_over), list(elsewhere_than))
     return [((row["tenant_id"], row["root_run_id"]), row["group_id"]) for row in rows]
 
 

@@ -126,6 +126,7 @@ EXPIRED = """
 SELECT l.tenant_id, l.root_run_id, l.run_id
 FROM run_leases l
 WHERE l.lease IS NOT NULL AND l.expires_at <= statement_timestamp() AND NOT l.run_id = ANY ($2::uuid[])
+  AND NOT l.root_run_id = ANY ($3::uuid[])
 ORDER BY l.expires_at
 LIMIT $1
 """
@@ -309,9 +310,16 @@ async def renew(
     return {row["run_id"]: row["expires_at"] for row in rows}
 
 
-async def expired(session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = ()) -> list[tuple[TreeKey, UUID]]:
-    """Runs whose lease has run out, the longest ago first, as `(tree, run_id)`."""
-    rows = await session.driver.fetch(EXPIRED, limit, list(passing_over))
+async def expired(
+    session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = (), elsewhere_than: Sequence[UUID] = ()
+) -> list[tuple[TreeKey, UUID]]:
+    """Runs whose lease has run out, the longest ago first, as `(tree, run_id)`.
+
+    Args:
+        passing_over: runs that are left alone.
+        elsewhere_than: the roots of trees that are left alone.
+    """
+    rows = await session.driver.fetch(EXPIRED, limit, list(passing_over), list(elsewhere_than))
     return [((row["tenant_id"], row["root_run_id"]), row["run_id"]) for row in rows]
 
 

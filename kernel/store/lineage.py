@@ -274,13 +274,15 @@ WHERE r.tenant_id = $1 AND r.run_id = $2
 # In one statement, so that every child is counted once. The listed ones are read apart: an aggregate with an order
 # would sort all of them, also the million that nobody wants listed.
 CHILDREN = """
-SELECT s.status, s.runs, CASE WHEN s.status = ANY ($3::text[]) THEN ARRAY(
+SELECT s.status, s.runs, CASE WHEN q.status IS NOT NULL THEN ARRAY(
     SELECT r.run_id FROM agent_runs r
     WHERE r.tenant_id = $1 AND r.parent_run_id = $2 AND r.status = s.status ORDER BY r.spawned_seq, r.ordinal
+    LIMIT q.at_most
   ) END AS run_ids
 FROM (
   SELECT r.status, count(*) AS runs FROM agent_runs r WHERE r.tenant_id = $1 AND r.parent_run_id = $2 GROUP BY 1
 ) s
+LEFT JOIN unnest($3::text[], $4::int[]) AS q (status, at_most) ON q.status = s.status
 """
 
 ADD_ATTEMPT = """
@@ -295,10 +297,14 @@ async def run(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Row:
 
 
 async def children(
-    session: ReadSession, tenant_id: UUID, run_id: UUID, listed: Sequence[str]
+    session: ReadSession, tenant_id: UUID, run_id: UUID, listed: Mapping[str, int | None]
 ) -> dict[str, tuple[int, list[UUID]]]:
-    """The children of a run by stored status: how many, and for the statuses in `listed` which, in order."""
-    rows = await session.driver.fetch(CHILDREN, tenant_id, run_id, list(listed))
+    """The children of a run by stored status: how many, and which, in order.
+
+    Args:
+        listed: the statuses of which ids are wanted, each with how many at most; None for all.
+    """
+    rows = await session.driver.fetch(CHILDREN, tenant_id, run_id, list(listed), list(listed.values()))
     return {row["status"]: (row["runs"], row["run_ids"] or []) for row in rows}
 
 

@@ -82,6 +82,7 @@ DUE = """
 SELECT d.tenant_id, d.root_run_id, d.run_id
 FROM run_deadlines d
 WHERE d.deadline <= statement_timestamp() AND NOT d.run_id = ANY ($2::uuid[])
+  AND NOT d.root_run_id = ANY ($3::uuid[])
 ORDER BY d.deadline
 LIMIT $1
 """
@@ -221,9 +222,16 @@ async def may_have_active_descendants(session: WriteSession, tree: LockedTree, r
     return found
 
 
-async def due(session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = ()) -> list[tuple[TreeKey, UUID]]:
-    """Runs past their deadline, the longest overdue first, as `(tree, run_id)`."""
-    rows = await session.driver.fetch(DUE, limit, list(passing_over))
+async def due(
+    session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = (), elsewhere_than: Sequence[UUID] = ()
+) -> list[tuple[TreeKey, UUID]]:
+    """Runs past their deadline, the longest overdue first, as `(tree, run_id)`.
+
+    Args:
+        passing_over: runs that are left alone.
+        elsewhere_than: the roots of trees that are left alone.
+    """
+    rows = await session.driver.fetch(DUE, limit, list(passing_over), list(elsewhere_than))
     return [((row["tenant_id"], row["root_run_id"]), row["run_id"]) for row in rows]
 
 

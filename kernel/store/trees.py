@@ -15,7 +15,7 @@ from kernel.store.events import Event
 # In one order for everybody, so that two batches never wait for each other in a ring. The statement reads no other
 # table: its snapshot is older than its wait, and only the locked row itself is read anew after the wait.
 LOCK = """
-SELECT t.tenant_id, t.root_run_id, t.children_total, t.seq, t.open_fences
+SELECT t.tenant_id, t.root_run_id, t.children_total, t.seq, t.open_fences, t.is_active
 FROM run_trees t
 JOIN unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, root_run_id)
   ON t.tenant_id = q.tenant_id AND t.root_run_id = q.root_run_id
@@ -25,7 +25,7 @@ FOR NO KEY UPDATE OF t
 
 # In the order in which they are wanted, and no more than that: what never waits cannot wait in a ring.
 LOCK_AVAILABLE = """
-SELECT t.tenant_id, t.root_run_id, t.children_total, t.seq, t.open_fences
+SELECT t.tenant_id, t.root_run_id, t.children_total, t.seq, t.open_fences, t.is_active
 FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS q (tenant_id, root_run_id, place)
 JOIN run_trees t ON t.tenant_id = q.tenant_id AND t.root_run_id = q.root_run_id
 ORDER BY q.place
@@ -86,12 +86,18 @@ class LockedTree:
     children_total: int
     seq: int
     open_fences: int
+    was_active: bool
     added_children: int = 0
     added_fences: int = 0
     queued: int = 0
     running: int = 0
     paused: int = 0
     told: list[Event] = field(default_factory=list)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all was terminal and drained before this transaction: its readers have been told that it is over."""
+        return not self.was_active and not self.open_fences
 
     def next_seq(self) -> int:
         """Take the next number of the tree's sequence; whoever takes one writes one event with it."""

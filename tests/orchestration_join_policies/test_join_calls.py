@@ -130,6 +130,27 @@ async def test_a_group_beyond_the_callers_reach_is_forbidden_and_the_refusal_on_
     await audit(database, kit)
 
 
+async def test_a_refusal_is_told_in_the_callers_tree_until_that_has_ended(kit: Kit, database: Database) -> None:
+    caller, _ = await kit.team()
+    group = await group_of(kit, 1, root=await kit.root(caller.agent_id))
+    done(await group.end(0))
+    path = f"/agents/runs/{caller.run_id}/events?limit=1000"
+    body = {"caller_run_id": caller.run_id, "orchestration_group_id": group.group_id}
+    refused(await kit.api.post("/internal/orchestration/join", body), 403, "forbidden")
+    assert done(await kit.api.get(path))["events"][-1]["type"] == "orchestration.policy_deny"
+    done(await kit.api.post(f"/agents/runs/{caller.run_id}/status", {"status": "completed"}))
+    told = done(await kit.api.get(path))
+    assert told["end"]
+    refused(await kit.api.post("/internal/orchestration/join", body), 403, "forbidden")
+    assert done(await kit.api.get(path)) == told
+    async with database.read() as session:
+        recorded = await session.driver.fetchval(
+            "SELECT count(*) FROM policy_decisions WHERE caller_run_id = $1 AND action = 'join' AND outcome = 'deny'",
+            UUID(caller.run_id),
+        )
+    assert recorded == 2
+
+
 async def test_an_ended_caller_reads_a_decision_and_waits_for_none(kit: Kit) -> None:
     root, _ = await kit.team()
     decided, open_ = await group_of(kit, 1, root=root), await group_of(kit, 1, root=root, prefix="h")
@@ -183,6 +204,36 @@ async def test_a_wait_without_a_decision_ends_undecided_and_not_before_its_time(
     started = perf_counter()
     assert (await asyncio.wait_for(group.read(wait_s=0.3), WELL_BEFORE_S))["complete"] is False
     assert perf_counter() - started > 0.25
+
+
+async def test_a_wait_in_vain_tells_how_the_group_stands_at_its_end(kit: Kit) -> None:
+    group = await group_of(kit, 3)
+    waiting = asyncio.create_task(group.read(wait_s=2))
+    await asyncio.sleep(0.2)
+    done(await group.end(0))
+    done(await group.end(1, "failed"))
+    assert not waiting.done()
+    joined = await asyncio.wait_for(waiting, WELL_BEFORE_S)
+    assert (joined["success_count"], joined["failure_count"], joined["running_count"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("poll_s", [0.05, 3_600], ids=["by another process", "by this process"])
+async def test_a_waiting_join_hears_that_its_orchestrator_is_under_a_fence(
+    kit: Kit, database: Database, services: Services, poll_s: float
+) -> None:
+    group = await group_of(kit, 1)
+    own = Wakeups(services.database, asyncio.Event(), poll_s=poll_s)
+    command = JoinCommand(services.database, services.engine, own)
+    principal = Principal(kind="tenant", tenant_id=UUID(kit.tenant_id), scopes=frozenset({"agents.execute"}))
+    request = JoinGroup(UUID(group.root.run_id), UUID(group.group_id), wait_s=20)
+    waiting = asyncio.create_task(command.execute(principal, request))
+    await asyncio.sleep(0.2)
+    await fence(database, kit, group.root.run_id, group.root.run_id, grace_s=60)
+    if poll_s > 1:
+        own.fence_set()
+    joined = await asyncio.wait_for(waiting, WELL_BEFORE_S)
+    assert joined.status == "cancelled"
+    await own.stop()
 
 
 async def test_waiting_joins_hold_no_connection_and_notice_other_processes(kit: Kit, services: Services) -> None:

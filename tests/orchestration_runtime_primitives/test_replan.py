@@ -2,7 +2,12 @@
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
+import pytest
+
+from kernel.commands.evaluate_and_replan import MAX_LISTED
+from kernel.store import lineage
 from kernel.store.engine import Database
 from tests.kit import Kit, Run, done, refused
 from tests.orchestration_runtime_primitives.trees.forest import Forest
@@ -68,6 +73,33 @@ async def test_a_child_under_a_fence_counts_as_failed_before_the_drain_has_come_
     await Forest(database, kit).fence(made[0], "run")
     verdict = await judge(kit, root)
     assert (verdict["failed_children"], verdict["active_children"]) == ([made[0]], 1)
+
+
+async def test_of_many_that_failed_no_more_are_read_than_are_told(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, worker = await kit.team()
+    made = await Forest(database, kit).grow(root.run_id, worker, parents=[-1] * (MAX_LISTED + 50))
+    async with database.write() as session:
+        await session.driver.execute(
+            "UPDATE agent_runs SET status = CASE WHEN run_id = ANY ($2::uuid[]) THEN 'failed' ELSE 'cancelled' END,"
+            " finalized_seq = 1, finalized_at = now() WHERE tenant_id = $1 AND parent_run_id IS NOT NULL",
+            UUID(kit.tenant_id),
+            made[-20:],
+        )
+    read: list[int] = []
+    whole = lineage.children
+
+    async def watched(*given: Any) -> dict[str, tuple[int, list[UUID]]]:
+        found = await whole(*given)
+        read.extend(len(run_ids) for _, run_ids in found.values())
+        return found
+
+    monkeypatch.setattr(lineage, "children", watched)
+    verdict = await judge(kit, root)
+    assert sorted(read) == [20, MAX_LISTED]
+    assert (verdict["failed_count"], verdict["total_children"]) == (len(made), len(made))
+    assert verdict["failed_children"] == [str(run_id) for run_id in (*made[-20:], *made[: MAX_LISTED - 20])]
 
 
 async def test_a_caller_judges_at_and_below_its_run_while_it_is_active(kit: Kit) -> None:

@@ -12,13 +12,18 @@ from uuid import UUID
 import httpx2
 import pytest
 
-from kernel.commands.read_events import BEGINNING, EventReaders, ReadEvents
+from kernel.commands.ending import Ending, end_runs
+from kernel.commands.read_events import BEGINNING, EventLog, EventReaders, ReadEvents
 from kernel.domain.principal import Principal
+from kernel.domain.run import RunStatus
 from kernel.policy.opa import OpaEngine
+from kernel.reconcilers.expire_leases import expire_leases
+from kernel.store import trees
 from kernel.store.engine import Database
 from service.serving import allow_many_connections
 from tests.kit import Api, Kit, Run, done, refused
 from tests.orchestration_runtime_primitives.trees.forest import Forest
+from tests.orchestration_runtime_primitives.work.crew import audit, claim, let_expire
 
 CANCEL = "/internal/orchestration/cancel-subtree"
 READERS = 500
@@ -231,6 +236,36 @@ async def test_a_batch_is_told_run_by_run(kit: Kit, database: Database) -> None:
     assert ([event["id"] for event in page["events"]], page["next"], page["end"]) == (["7.2", "7.3"], "7.3", False)
 
 
+async def test_runs_that_change_together_are_told_each_on_the_surface_that_it_came_through(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team()
+    made = done(await kit.spawn_group(root, "g", 4))["spawned_run_ids"]
+    by_graph = set(made[::2])
+    async with database.write() as session:
+        await session.driver.execute(
+            "UPDATE agent_runs SET surface = 'option_a_graphspec_v2' WHERE run_id = ANY ($1::uuid[])",
+            [UUID(run_id) for run_id in by_graph],
+        )
+    held = await claim(kit, max_runs=4)
+    await let_expire(database, *(run["run_id"] for run in held))
+    await expire_leases(database).run_once()
+    async with database.write() as session:
+        tree = await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        await end_runs(session, tree, [Ending(UUID(run_id), RunStatus.FAILED) for run_id in made])
+        await trees.advance(session, tree)
+    events = done(await kit.api.get(f"/agents/runs/{root.run_id}/events?limit=1000"))["events"]
+    for status in ("queued", "failed"):
+        told = {
+            event["subject"]: event["remitsurface"]
+            for event in events
+            if event["type"] == "orchestration.child_lifecycle" and event["data"]["status"] == status
+        }
+        assert set(told) == set(made)
+        assert {run_id for run_id, surface in told.items() if surface == "option_a_graphspec_v2"} == by_graph
+    await audit(database, kit)
+
+
 async def first(api: Api, run_id: str, count: int, last_event_id: str | None = None) -> list[Received]:
     """The first events of a stream that goes on."""
     received: list[Received] = []
@@ -300,3 +335,29 @@ async def test_quiet_readers_get_a_heartbeat_and_all_are_let_go_when_the_service
                 stopping.set()
     assert heard == [1, 0, 0]
     assert not log.is_over
+
+
+async def test_a_reader_of_a_quiet_branch_gets_a_heartbeat_while_the_rest_of_the_tree_is_busy(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team(max_fanout=1_000, max_children_total=1_000)
+    (quiet,) = done(await kit.spawn(root, "quiet"))["spawned_run_ids"]
+    stopping = asyncio.Event()
+    readers = EventReaders(database, stopping, poll_s=0.01)
+    log = EventLog(database, readers, (UUID(kit.tenant_id), UUID(root.run_id)), UUID(quiet))
+
+    async def be_busy() -> None:
+        for number in range(900):
+            done(await kit.spawn(root, f"beside{number}"))
+
+    busy = asyncio.create_task(be_busy())
+    heard: list[int] = []
+    async with asyncio.timeout(10):
+        async for events in log.follow(BEGINNING, beat_s=1):
+            heard.append(len(events))
+            if not events:
+                stopping.set()
+    assert not busy.done()
+    busy.cancel()
+    await asyncio.gather(busy, return_exceptions=True)
+    assert heard == [1, 0]

@@ -3,19 +3,21 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID, uuid4
 
 from kernel import metrics
 from kernel.commands.aftermath import Aftermath
 from kernel.domain.errors import DatabaseUnavailableError
-from kernel.reconcilers.expire_leases import ExpiredLeases
+from kernel.reconcilers.expire_leases import ExpiredLeases, expire_leases
 from kernel.reconcilers.loop import Loop
 from kernel.reconcilers.setting_aside import SetAside
 from kernel.reconcilers.sweep import Sweep, SweepCounts
+from kernel.store import trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.trees import LockedTree
 from tests.kit import Kit, done
-from tests.orchestration_runtime_primitives.work.crew import PLENTY, audit, claim, let_expire, row
+from tests.orchestration_runtime_primitives.work.crew import PLENTY, WELL_BEFORE_S, audit, claim, let_expire, row
 
 
 @dataclass
@@ -108,6 +110,34 @@ async def test_a_row_that_cannot_be_settled_is_set_aside_and_holds_up_no_other(k
     statuses = [(await row(database, run["run_id"]))["status"] for run in runs]
     assert statuses == ["queued", "queued", "running", "queued", "queued"]
     assert (await sweep.run_once()).total == 0
+    await audit(database, kit)
+
+
+async def test_a_tree_that_is_held_holds_up_no_other(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(**PLENTY)
+    roots = [root, *[await kit.root(root.agent_id) for _ in range(6)]]
+    for one in roots:
+        done(await kit.spawn(one, "a"))
+    runs = {run["context"]["root_run_id"]: run for run in await claim(kit, max_runs=7)}
+    *held, before, later = [runs[one.run_id] for one in roots]
+    await let_expire(database, *(run["run_id"] for run in (*held, before)))
+    sweep = expire_leases(database)
+
+    async def until_queued(run: dict[str, Any]) -> None:
+        async with asyncio.timeout(WELL_BEFORE_S):
+            while (await row(database, run["run_id"]))["status"] != "queued":  # noqa: ASYNC110 - a pass under way tells nobody
+                await asyncio.sleep(0.02)
+
+    async with database.write() as session:
+        await trees.lock(session, [(UUID(kit.tenant_id), UUID(one.run_id)) for one in roots[:-2]])
+        passing = asyncio.create_task(sweep.run_once())
+        await until_queued(before)
+        # What becomes due while the pass waits is not left to the next one.
+        await let_expire(database, later["run_id"])
+        await until_queued(later)
+        assert not passing.done()
+    assert (await asyncio.wait_for(passing, WELL_BEFORE_S)).settled >= len(roots)
+    assert {(await row(database, run["run_id"]))["status"] for run in held} == {"queued"}
     await audit(database, kit)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from uuid import UUID, uuid4
 
+import httpx2
 import pytest
 
 from kernel.commands.ending import MAX_SEEN, Ending, end_runs
@@ -13,6 +14,7 @@ from kernel.store.engine import Database
 from tests.kit import Kit, Run, done, refused
 from tests.orchestration_runtime_primitives.work.crew import (
     PLENTY,
+    WELL_BEFORE_S,
     audit,
     claim_one,
     fence,
@@ -234,4 +236,25 @@ async def test_each_of_a_herd_is_answered_on_its_own_merits(kit: Kit, database: 
     assert answers[4].status_code in (200, 409)
     assert (await row(database, twice))["status"] == "completed"
     assert (await row(database, paused))["status"] == "paused"
+    await audit(database, kit)
+
+
+async def test_a_report_waits_for_no_tree_but_its_own(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(**PLENTY)
+    # Enough of them that some go together.
+    roots = [root, *[await kit.root(root.agent_id) for _ in range(6)]]
+    members = [done(await kit.spawn_group(one, "g", 2, start_background=False))["spawned_run_ids"] for one in roots]
+    reports: list[asyncio.Task[httpx2.Response]] = []
+    async with database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        waiting = [asyncio.create_task(report(kit.api, member, "completed")) for member in members[0]]
+        for first, second in members[1:]:
+            reports.append(asyncio.create_task(report(kit.api, first, "completed")))
+            await asyncio.sleep(0.02)
+            reports.append(asyncio.create_task(report(kit.api, second, "paused")))
+        answers = await asyncio.wait_for(asyncio.gather(*reports), WELL_BEFORE_S)
+        assert not any(one.done() for one in waiting)
+    answers += await asyncio.wait_for(asyncio.gather(*waiting), WELL_BEFORE_S)
+    assert {answer.status_code for answer in answers} == {200}
+    assert [(await row(database, member))["status"] for member in members[0]] == ["completed", "completed"]
     await audit(database, kit)
