@@ -1,4 +1,4 @@
-"""`python -m load.audit DATABASE`: what is wrong with a database, a sentence a line; the exit code is 1 if anything is."""
+"""`python -m load.audit DATABASE`: what is wrong with a database, a sentence a line; it fails if anything is."""
 
 import argparse
 import asyncio

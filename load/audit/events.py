@@ -2,6 +2,29 @@
 
 from load.audit.check import Check
 
+# What events tell of the statuses of runs; a fence's own event has ended nothing yet. What is told of several runs at
+# once stands in `children`, and whom a drain has cancelled in `subjects`.
+LIFECYCLE = """
+SELECT e.tenant_id, e.root_run_id, e.seq, (k ->> 'child_run_id')::uuid AS run_id, k ->> 'status' AS status
+FROM run_events e
+CROSS JOIN LATERAL json_array_elements(coalesce(e.data -> 'children', json_build_array(e.data))) AS k
+WHERE e.type = 'orchestration.child_lifecycle'
+"""
+# OFFSET 0, or the whole document would be read for each of the runs that it tells of.
+DRAINS = """
+SELECT e.tenant_id, e.root_run_id, e.seq, s.run_id, e.cancellation_id
+FROM (
+  SELECT tenant_id, root_run_id, seq, subjects, data ->> 'cancellation_id' AS cancellation_id FROM run_events
+  WHERE type = 'orchestration.cancellation_propagation' AND (data ->> 'count')::int > 0 OFFSET 0
+) e
+CROSS JOIN LATERAL unnest(e.subjects) AS s (run_id)
+"""
+TOLD = f"""
+{LIFECYCLE}
+UNION ALL
+SELECT d.tenant_id, d.root_run_id, d.seq, d.run_id, 'cancelled' FROM ({DRAINS}) d
+"""
+
 EVENTS = (
     Check(
         "sequence",
@@ -43,6 +66,29 @@ EVENTS = (
         LEFT JOIN (SELECT tenant_id, root_run_id, seq, unnest(subjects) AS run_id FROM run_events) e
           ON e.tenant_id = r.tenant_id AND e.root_run_id = r.root_run_id AND e.seq = q.seq AND e.run_id = r.run_id
         WHERE q.seq IS NOT NULL AND e.seq IS NULL
+        """,
+    ),
+    Check(
+        "status_told",
+        f"""
+        SELECT r.tenant_id, format('run %s: is %s, ended at %s, and was last told to be %s, at %s', r.run_id, r.status,
+          r.finalized_seq, e.status, e.seq) AS finding
+        FROM agent_runs r
+        LEFT JOIN (SELECT DISTINCT ON (tenant_id, run_id) tenant_id, run_id, seq, status FROM ({TOLD}) t
+          ORDER BY tenant_id, run_id, seq DESC) e ON e.tenant_id = r.tenant_id AND e.run_id = r.run_id
+        -- Of what nobody has taken up since its spawn, only the spawn is told.
+        WHERE r.status <> coalesce(e.status, CASE WHEN r.background THEN 'queued' ELSE 'running' END)
+          OR (r.finalized_seq IS NOT NULL AND r.finalized_seq IS DISTINCT FROM e.seq)
+        """,
+    ),
+    Check(
+        "told_after_end",
+        f"""
+        SELECT r.tenant_id, format('run %s: ended at %s, and is told to be %s at %s', r.run_id, r.finalized_seq,
+          e.status, e.seq) AS finding
+        FROM ({TOLD}) e
+        JOIN agent_runs r ON r.tenant_id = e.tenant_id AND r.run_id = e.run_id
+        WHERE e.seq > r.finalized_seq
         """,
     ),
 )

@@ -1,6 +1,7 @@
 """Groups, their members and their decisions."""
 
 from load.audit.check import Check
+from load.audit.fences import UNDER_FENCES
 
 # What the members that had ended by some number amount to, as a group's parameters have it; null while undecided.
 _VERDICT = """
@@ -133,6 +134,70 @@ GROUPS = (
             AND NOT EXISTS (SELECT 1 FROM run_events e WHERE e.tenant_id = g.tenant_id
               AND e.root_run_id = g.root_run_id AND e.seq = g.decided_seq
               AND e.type = 'orchestration.join_decision'))
+        """,
+    ),
+    Check(
+        "join_told",
+        """
+        SELECT g.tenant_id, format('group %s: is %s, decided at %s, and %s events tell of its decision: %s, at %s',
+          g.group_id, g.status, g.decided_seq, coalesce(e.n, 0), e.status, e.seq) AS finding
+        FROM orchestration_groups g
+        LEFT JOIN (SELECT tenant_id, root_run_id, data ->> 'group_id' AS group_id, count(*) AS n,
+            min(data ->> 'status') AS status, min(seq) AS seq
+          FROM run_events WHERE type = 'orchestration.join_decision' AND (data ->> 'complete')::boolean
+          GROUP BY 1, 2, 3) e
+          ON e.tenant_id = g.tenant_id AND e.root_run_id = g.root_run_id AND e.group_id = g.group_id::text
+        WHERE CASE WHEN g.decided_seq IS NULL THEN e.n > 0
+          ELSE (e.n, e.status) IS DISTINCT FROM (1, g.status) OR e.seq < g.decided_seq END
+        """,
+    ),
+    Check(
+        "losers_fenced",
+        f"""
+        SELECT g.tenant_id, format('group %s: is %s with %s members left, and has %s fences for %s, set at %s for %s',
+          g.group_id, g.status, l.n, coalesce(c.n, 0), g.propagation_reason, c.seqs, c.reasons) AS finding
+        FROM orchestration_groups g {_MEMBERS}
+        CROSS JOIN LATERAL (
+          SELECT CASE WHEN g.decided_seq IS NULL THEN 0 ELSE g.size - m.then_ok - m.then_bad END AS n
+        ) l
+        LEFT JOIN (SELECT tenant_id, group_id, count(*) AS n, array_agg(fence_seq) AS seqs,
+            array_agg(reason) AS reasons, array_agg(run_id) AS run_ids
+          FROM cancellations WHERE scope = 'group' GROUP BY 1, 2) c
+          ON c.tenant_id = g.tenant_id AND c.group_id = g.group_id
+        WHERE CASE WHEN l.n = 0 THEN c.n > 0 OR g.propagation_reason IS NOT NULL
+          ELSE (c.n, c.reasons[1], c.run_ids[1]) IS DISTINCT FROM (1, g.propagation_reason, g.orchestrator_run_id)
+            OR g.propagation_reason IS NULL OR c.seqs[1] <= g.decided_seq END
+        """,
+    ),
+    Check(
+        "closed_uncovered",
+        f"""
+        {UNDER_FENCES}
+        SELECT g.tenant_id, format('group %s: is cancelled, and no fence covers its orchestrator %s', g.group_id,
+          g.orchestrator_run_id) AS finding
+        FROM orchestration_groups g
+        LEFT JOIN under u ON u.tenant_id = g.tenant_id AND u.run_id = g.orchestrator_run_id
+        WHERE g.status = 'cancelled' AND u.run_id IS NULL
+        """,
+    ),
+    Check(
+        "decided_under_fence",
+        f"""
+        {UNDER_FENCES}
+        SELECT g.tenant_id, format('group %s: was decided at %s, under fence %s of %s', g.group_id, g.decided_seq,
+          u.cancellation_id, u.fence_seq) AS finding
+        FROM orchestration_groups g
+        JOIN under u ON u.tenant_id = g.tenant_id AND u.run_id = g.orchestrator_run_id
+        WHERE g.decided_seq > u.fence_seq
+        """,
+    ),
+    # A join that names another timeout moves the deadline with it.
+    Check(
+        "timed_out_early",
+        """
+        SELECT tenant_id, format('group %s: was timed out at %s, before its deadline %s', group_id, decided_at,
+          deadline) AS finding
+        FROM orchestration_groups WHERE status = 'timed_out' AND decided_at < deadline
         """,
     ),
 )

@@ -1,6 +1,9 @@
-"""The rows beside a run: payload, deadline, lease."""
+"""The rows beside runs: payloads, deadlines, leases; and what has been due for too long."""
 
 from load.audit.check import Check
+
+# A check is not to find what is only about to be seen to, however busy the machine.
+OVERDUE_S = 60
 
 SIDE_ROWS = (
     Check(
@@ -36,6 +39,53 @@ SIDE_ROWS = (
           AS finding
         FROM run_leases l JOIN agent_runs r ON r.tenant_id = l.tenant_id AND r.run_id = l.run_id
         WHERE l.lease IS NOT NULL AND r.status NOT IN ('running', 'paused')
+        """,
+    ),
+    # What a worker executes runs under its lease; the row stays, so that its attempt fences whoever held it before.
+    Check(
+        "lease_missing",
+        """
+        SELECT r.tenant_id, format('run %s: is %s, was started at %s, and %s', r.run_id, r.status, r.started_seq,
+          CASE WHEN l.run_id IS NULL THEN 'nobody was granted a lease' ELSE 'nobody holds it' END) AS finding
+        FROM agent_runs r LEFT JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
+        WHERE r.background AND r.started_seq IS NOT NULL
+          AND (l.run_id IS NULL OR (r.status IN ('running', 'paused') AND l.lease IS NULL))
+        """,
+    ),
+    Check(
+        "attempts",
+        """
+        SELECT tenant_id, format('run %s: is at attempt %s of %s', run_id, attempt, max_attempts) AS finding
+        FROM run_leases WHERE attempt > max_attempts
+        """,
+    ),
+    # The reconcilers of a service that runs look each second or so.
+    Check(
+        "overdue",
+        f"""
+        SELECT tenant_id, format('run %s: its lease ran out at %s', run_id, expires_at) AS finding
+        FROM run_leases WHERE lease IS NOT NULL AND expires_at < now() - interval '{OVERDUE_S} s'
+        UNION ALL
+        SELECT tenant_id, format('run %s: its deadline was at %s', run_id, deadline)
+        FROM run_deadlines WHERE deadline < now() - interval '{OVERDUE_S} s'
+        UNION ALL
+        SELECT tenant_id, format('group %s: is undecided, and its deadline was at %s', group_id, deadline)
+        FROM orchestration_groups WHERE status = 'running' AND deadline < now() - interval '{OVERDUE_S} s'
+        """,
+    ),
+    Check(
+        "tree_of_side_rows",
+        """
+        SELECT s.tenant_id, format('%s of run %s: names tree %s, and the run is in %s', s.what, s.run_id, s.root_run_id,
+          coalesce(r.root_run_id::text, 'none')) AS finding
+        FROM (
+          SELECT 'lease' AS what, tenant_id, run_id, root_run_id FROM run_leases
+          UNION ALL SELECT 'deadline', tenant_id, run_id, root_run_id FROM run_deadlines
+          UNION ALL SELECT 'fence', tenant_id, run_id, root_run_id FROM cancellations
+          UNION ALL SELECT 'group', tenant_id, orchestrator_run_id, root_run_id FROM orchestration_groups
+        ) s
+        LEFT JOIN agent_runs r ON r.tenant_id = s.tenant_id AND r.run_id = s.run_id
+        WHERE s.root_run_id IS DISTINCT FROM r.root_run_id
         """,
     ),
 )
