@@ -4,7 +4,7 @@
 events and decisions away by age; of a database on which it has run, those checks say so.
 """
 
-from load.audit.auditing import CHECKS, audit
+from load.audit.auditing import CHECKS, MOST_PER_CHECK, audit
 from load.audit.check import Check
 
-__all__ = ["CHECKS", "Check", "audit"]
+__all__ = ["CHECKS", "MOST_PER_CHECK", "Check", "audit"]
