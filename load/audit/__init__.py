@@ -6,5 +6,6 @@ events and decisions away by age; of a database on which it has run, those check
 
 from load.audit.auditing import CHECKS, MOST_PER_CHECK, audit
 from load.audit.check import Check
+from load.audit.overdue import OVERDUE
 
-__all__ = ["CHECKS", "MOST_PER_CHECK", "Check", "audit"]
+__all__ = ["CHECKS", "MOST_PER_CHECK", "OVERDUE", "Check", "audit"]

@@ -9,14 +9,15 @@ from uuid import UUID
 
 import asyncpg
 
-from load.audit.auditing import audit
+from load.audit.auditing import CHECKS, audit
+from load.audit.overdue import OVERDUE
 
 
 async def run(url: str, tenant_id: UUID | None) -> int:
     """Audit the database at a URL, and print the findings; how many there are."""
     connection = await asyncpg.connect(url)
     try:
-        findings = await audit(connection, tenant_id=tenant_id)
+        findings = await audit(connection, tenant_id=tenant_id, checks=(*CHECKS, *OVERDUE))
     finally:
         await connection.close()
     sys.stdout.writelines(f"{finding}\n" for finding in findings)

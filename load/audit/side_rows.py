@@ -1,9 +1,6 @@
-"""The rows beside runs: payloads, deadlines, leases; and what has been due for too long."""
+"""The rows beside runs: payloads, deadlines, leases."""
 
 from load.audit.check import Check
-
-# A check is not to find what is only about to be seen to, however busy the machine.
-OVERDUE_S = 60
 
 SIDE_ROWS = (
     Check(
@@ -57,20 +54,6 @@ SIDE_ROWS = (
         """
         SELECT tenant_id, format('run %s: is at attempt %s of %s', run_id, attempt, max_attempts) AS finding
         FROM run_leases WHERE attempt > max_attempts
-        """,
-    ),
-    # The reconcilers of a service that runs look each second or so.
-    Check(
-        "overdue",
-        f"""
-        SELECT tenant_id, format('run %s: its lease ran out at %s', run_id, expires_at) AS finding
-        FROM run_leases WHERE lease IS NOT NULL AND expires_at < now() - interval '{OVERDUE_S} s'
-        UNION ALL
-        SELECT tenant_id, format('run %s: its deadline was at %s', run_id, deadline)
-        FROM run_deadlines WHERE deadline < now() - interval '{OVERDUE_S} s'
-        UNION ALL
-        SELECT tenant_id, format('group %s: is undecided, and its deadline was at %s', group_id, deadline)
-        FROM orchestration_groups WHERE status = 'running' AND deadline < now() - interval '{OVERDUE_S} s'
         """,
     ),
     Check(

@@ -56,7 +56,7 @@ async def judge(connection: asyncpg.Connection, directory: Path, *, drain_s: flo
     await connection.execute("ANALYZE")
     acknowledged = await acknowledgements.load(connection, directory)
     started = time.monotonic()
-    findings += await audit.audit(connection, checks=(*audit.CHECKS, *acknowledgements.CHECKS))
+    findings += await audit.audit(connection, checks=(*audit.CHECKS, *audit.OVERDUE, *acknowledgements.CHECKS))
     audit_s = time.monotonic() - started
     runs = await connection.fetchval("SELECT count(*) FROM agent_runs")
     if acknowledged != observed["acknowledged_calls"]:

@@ -123,6 +123,7 @@ async def test_a_service_in_order_passes(stormed: Remit, acknowledged: Path) -> 
 
 LAST_TREE = "(SELECT root_run_id FROM run_trees ORDER BY created_at DESC LIMIT 1)"
 OF_LAST = f"root_run_id = {LAST_TREE}"
+ROOT = f"run_id = {LAST_TREE}"
 NO_FANOUT = '{"limits": {"max_depth": 9, "max_fanout": 1, "max_children_total": 99}}'
 SINGLE = f"(SELECT run_id FROM agent_runs WHERE spawn_key = 'single' AND {OF_LAST})"
 
@@ -151,6 +152,8 @@ SINGLE = f"(SELECT run_id FROM agent_runs WHERE spawn_key = 'single' AND {OF_LAS
         (f"UPDATE agent_runs SET started_seq = finalized_seq WHERE run_id = {SINGLE}", "escaped"),
         (f"UPDATE run_trees SET children_total = children_total + 1 WHERE {OF_LAST}", "children_total"),
         (f"DELETE FROM run_events WHERE seq = 2 AND {OF_LAST}", "sequence"),
+        (f"INSERT INTO run_deadlines SELECT tenant_id, run_id, {LAST_TREE}, '2000-01-01' FROM agent_runs WHERE {ROOT}",
+         "overdue"),
         (f"UPDATE policy_decisions SET result = '{NO_FANOUT}' WHERE action = 'spawn_group' AND {OF_LAST}", "limits"),
     ],
 )  # fmt: skip
