@@ -1,6 +1,7 @@
 """Whether the database holds what the service acknowledged."""
 
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,27 @@ from load.storms.ledger import NAME
 TABLE = """
 CREATE TEMPORARY TABLE acknowledged (
   call text NOT NULL, tenant_id uuid NOT NULL, run_id uuid, group_id uuid, cancellation_id uuid, decision_id uuid,
-  caller_run_id uuid, key text, status text, decided_seq bigint
+  caller_run_id uuid, key text, status text, decided_seq bigint, attempt int, fence_seq bigint, include_root boolean,
+  reused boolean
 )
 """
-COLUMNS = (
-    *("call", "tenant_id", "run_id", "group_id", "cancellation_id", "decision_id"),
-    *("caller_run_id", "key", "status", "decided_seq"),
-)
+# The columns, by the names that the ledger has for them.
+FIELDS = {
+    "call": "call",
+    "tenant": "tenant_id",
+    "run": "run_id",
+    "group": "group_id",
+    "cancellation": "cancellation_id",
+    "decision": "decision_id",
+    "caller": "caller_run_id",
+    "key": "key",
+    "status": "status",
+    "decided_seq": "decided_seq",
+    "attempt": "attempt",
+    "fence_seq": "fence_seq",
+    "include_root": "include_root",
+    "reused": "reused",
+}
 
 CHECKS = (
     Check(
@@ -50,11 +65,24 @@ CHECKS = (
     Check(
         "acknowledged_start",
         """
-        SELECT a.tenant_id, format('run %s: its claim was acknowledged, and %s', a.run_id,
-          CASE WHEN r.run_id IS NULL THEN 'it is missing' ELSE 'it has never started' END) AS finding
+        SELECT a.tenant_id, format('run %s: its claim was acknowledged as attempt %s, and %s', a.run_id, a.attempt,
+          CASE WHEN r.run_id IS NULL THEN 'it is missing' WHEN r.started_seq IS NULL THEN 'it has never started'
+            ELSE 'it is at attempt ' || coalesce(l.attempt::text, 'none') END) AS finding
         FROM acknowledged a
         LEFT JOIN agent_runs r ON r.tenant_id = a.tenant_id AND r.run_id = a.run_id
-        WHERE a.call = 'claim' AND r.started_seq IS NULL
+        LEFT JOIN run_leases l ON l.tenant_id = a.tenant_id AND l.run_id = a.run_id
+        -- Others may have claimed it since.
+        WHERE a.call = 'claim' AND (r.started_seq IS NULL OR (a.attempt <= l.attempt) IS FALSE
+          OR (a.attempt IS NOT NULL AND l.run_id IS NULL))
+        """,
+    ),
+    Check(
+        "acknowledged_twice",
+        """
+        SELECT a.tenant_id, format('run %s: its attempt %s was given to %s workers', a.run_id, a.attempt, count(*))
+          AS finding
+        FROM acknowledged a WHERE a.call = 'claim' AND a.attempt IS NOT NULL
+        GROUP BY a.tenant_id, a.run_id, a.attempt HAVING count(*) > 1
         """,
     ),
     Check(
@@ -70,11 +98,15 @@ CHECKS = (
     Check(
         "acknowledged_fence",
         """
-        SELECT a.tenant_id, format('fence %s of run %s: was acknowledged, and is missing', a.cancellation_id, a.run_id)
-          AS finding
+        SELECT a.tenant_id, format('fence %s: was acknowledged at %s upon run %s (include_root: %s), and %s',
+          a.cancellation_id, a.fence_seq, a.run_id, a.include_root, CASE WHEN c.cancellation_id IS NULL
+            THEN 'is missing' ELSE format('is at %s upon run %s (%s)', c.fence_seq, c.run_id, c.scope) END) AS finding
         FROM acknowledged a
         LEFT JOIN cancellations c ON c.tenant_id = a.tenant_id AND c.cancellation_id = a.cancellation_id
-        WHERE a.call = 'cancel' AND c.cancellation_id IS NULL
+        -- A repeat names the fence that was there, which may stand further up and cover more.
+        WHERE a.call = 'cancel' AND (c.cancellation_id IS NULL OR c.fence_seq <> a.fence_seq
+          OR (a.reused IS FALSE AND (c.run_id, c.scope)
+            IS DISTINCT FROM (a.run_id, CASE WHEN a.include_root THEN 'run' ELSE 'children' END)))
         """,
     ),
     Check(
@@ -105,23 +137,21 @@ async def load(connection: asyncpg.Connection, directory: Path) -> int:
     await connection.execute(TABLE)
     with (directory / NAME).open("rb") as file:
         lines = [orjson.loads(line) for line in file]
-    rows = (row for line in lines for row in _rows(line))
-    await connection.copy_records_to_table("acknowledged", records=rows, columns=COLUMNS)
+    rows = (tuple(row.get(field) for field in FIELDS) for line in lines for row in _rows(line))
+    await connection.copy_records_to_table("acknowledged", records=rows, columns=tuple(FIELDS.values()))
     await connection.execute("ANALYZE acknowledged")
     return len(lines)
 
 
-def _rows(line: Mapping[str, Any]) -> Iterable[tuple[object, ...]]:
-    call, tenant = line["call"], line["tenant"]
-    caller, key, group = line.get("caller"), line.get("key"), line.get("group")
-    if call == "group":
-        yield (call, tenant, None, group, None, None, caller, key, None, None)
-        for ordinal, run in enumerate(line["runs"]):
-            yield ("member", tenant, run, group, None, None, caller, f"{key}:{ordinal}", None, None)
-    elif call == "claim":
-        for run in line["runs"]:
-            yield (call, tenant, run, None, None, None, None, None, None, None)
-    else:
-        cancellation, decision = line.get("cancellation"), line.get("decision")
-        status, decided_seq = line.get("status"), line.get("decided_seq")
-        yield (call, tenant, line.get("run"), group, cancellation, decision, caller, key, status, decided_seq)
+def _rows(line: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    match line["call"]:
+        case "group":
+            yield line
+            for ordinal, run in enumerate(line["runs"]):
+                yield {**line, "call": "member", "run": run, "key": f"{line['key']}:{ordinal}"}
+        case "claim":
+            # Ledgers of before have no attempts.
+            for run, attempt in zip_longest(line["runs"], line.get("attempts", ())):
+                yield {**line, "run": run, "attempt": attempt}
+        case _:
+            yield line

@@ -22,6 +22,7 @@ CANCELLED = frozenset({"run_cancelled", "caller_not_active"})
 OVERTAKEN = frozenset({"run_cancelled", "lease_lost", "illegal_transition"})
 # A tenant that asks for too much at once is told to wait; no storm fails for it.
 ALWAYS_RIGHT = frozenset({"tenant_saturated"})
+REUSED = "X-Idempotency-Reused"
 SERVER_ERROR = 500
 
 
@@ -40,10 +41,14 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer; of a refusal, `code` says which. Without one (timeout, connection lost) the status is 0."""
+    """An answer; of a refusal, `code` says which. Without one (timeout, connection lost) the status is 0.
+
+    `reused`: a repeat, which tells of what was there before.
+    """
 
     status: int
     body: Mapping[str, Any]
+    reused: bool = False
 
     @property
     def ok(self) -> bool:
@@ -100,7 +105,8 @@ class Client:
         )
         ended = time.perf_counter()
         content = response.content or b""
-        answer = Answer(response.status_code or 0, _document(content))
+        reused = response.headers is not None and REUSED in response.headers
+        answer = Answer(response.status_code or 0, _document(content), reused)
         due = sent if due is None else due
         if stream is not None:
             arrivals = self._tally.of(stream)
@@ -180,7 +186,15 @@ class Client:
         body = {"caller_run_id": caller, "run_id": run_id, **(terms or {})}
         answer = self.call("cancel-subtree", "POST", f"{PRIMITIVES}/cancel-subtree", body, token=tenant.token, **more)
         if answer.ok:
-            self._ledger.wrote("cancel", tenant.tenant_id, cancellation=answer.body["cancellation_id"], run=run_id)
+            self._ledger.wrote(
+                "cancel",
+                tenant.tenant_id,
+                cancellation=answer.body["cancellation_id"],
+                run=run_id,
+                fence_seq=answer.body["fence_seq"],
+                include_root=answer.body["include_root"],
+                reused=answer.reused,
+            )
         return answer
 
     def join(self, tenant: Tenant, caller: str, group_id: str, *, wait_s: float = 0.0, **more: Any) -> Answer:
@@ -205,7 +219,8 @@ class Client:
         answer = self.call(name, "POST", "/work/claim", body, token=tenant.token, **more)
         runs: list[Mapping[str, Any]] = answer.body["runs"] if answer.ok else []
         if runs:
-            self._ledger.wrote("claim", tenant.tenant_id, runs=[run["run_id"] for run in runs])
+            ids, attempts = [run["run_id"] for run in runs], [run["attempt"] for run in runs]
+            self._ledger.wrote("claim", tenant.tenant_id, runs=ids, attempts=attempts)
         return runs
 
     def complete(self, tenant: Tenant, run: Mapping[str, Any], status: str, **more: Any) -> Answer:

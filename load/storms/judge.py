@@ -21,8 +21,6 @@ from load.storms import acknowledgements
 from load.storms.verdict import HTML, OBSERVED, VERDICT, Verdict
 
 POLL_S = 0.1
-# One kind of damage may be in every row.
-MOST_FINDINGS = 200
 
 OPEN_FENCES = """
 SELECT c.tenant_id, format('fence %s of tree %s: is open since %s', c.cancellation_id, c.root_run_id, c.fenced_at)
@@ -37,7 +35,9 @@ async def still_open(connection: asyncpg.Connection, ended: datetime, within_s: 
     while True:
         rows = await connection.fetch(OPEN_FENCES, ended)
         if not rows or time.monotonic() > deadline:
-            return [f"open_fence: {row['finding']}" for row in rows]
+            told = [f"open_fence: {row['finding']}" for row in rows[: audit.MOST_PER_CHECK]]
+            rest = len(rows) - len(told)
+            return [*told, f"open_fence: and {rest} more"] if rest else told
         await asyncio.sleep(POLL_S)
 
 
@@ -56,15 +56,13 @@ async def judge(connection: asyncpg.Connection, directory: Path, *, drain_s: flo
     await connection.execute("ANALYZE")
     acknowledged = await acknowledgements.load(connection, directory)
     started = time.monotonic()
-    findings += await audit.audit(connection, checks=(*audit.CHECKS, *acknowledgements.CHECKS))
+    findings += await audit.audit(connection, checks=(*audit.CHECKS, *audit.OVERDUE, *acknowledgements.CHECKS))
     audit_s = time.monotonic() - started
     runs = await connection.fetchval("SELECT count(*) FROM agent_runs")
     if acknowledged != observed["acknowledged_calls"]:
         told = observed["acknowledged_calls"]
         findings.append(f"ledger: holds {acknowledged} calls, and {told} were written")
     findings += _memory(observed["service"], max_rss_mib)
-    if len(findings) > MOST_FINDINGS:
-        findings[MOST_FINDINGS:] = [f"and {len(findings) - MOST_FINDINGS} more"]
     return Verdict(observed=observed, audited_runs=runs, audit_s=audit_s, findings=findings)
 
 

@@ -16,7 +16,7 @@ class Ledger:
         self._file: IO[bytes] = (directory / NAME).open("wb", buffering=1 << 20)
         self.lines = 0
 
-    def wrote(self, call: str, tenant_id: str, **fields: str | int | list[str] | UUID | None) -> None:
+    def wrote(self, call: str, tenant_id: str, **fields: str | int | list[str] | list[int] | UUID | None) -> None:
         """Record one acknowledged call."""
         self._file.write(orjson.dumps({"call": call, "tenant": tenant_id, **fields}, option=orjson.OPT_APPEND_NEWLINE))
         self.lines += 1

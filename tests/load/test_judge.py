@@ -1,6 +1,6 @@
 """The judge finds what was acknowledged and is not there, and what the audit of a storm is for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from load.storms.judge import judge
-from load.storms.ledger import Ledger
+from load.storms.ledger import NAME, Ledger
 from load.storms.verdict import OBSERVED, Verdict
 from tests.faults.remit import Remit
 from tests.kit import Api, Kit, done, refused
@@ -46,7 +46,8 @@ async def acknowledge(remit: Remit, directory: Path) -> None:
         group_id = group["orchestration_group_id"]
         ledger.wrote("group", tenant, group=group_id, caller=root.run_id, key="group", runs=group["spawned_run_ids"])
         claimed = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "max_runs": 4}))["runs"]
-        ledger.wrote("claim", tenant, runs=[run["run_id"] for run in claimed])
+        runs, attempts = [run["run_id"] for run in claimed], [run["attempt"] for run in claimed]
+        ledger.wrote("claim", tenant, runs=runs, attempts=attempts)
         member = next(run for run in claimed if run["run_id"] in group["spawned_run_ids"])
         body = {"run_id": member["run_id"], "lease": member["lease"], "status": "completed"}
         ended = done(await kit.api.post("/work/complete", body))
@@ -59,8 +60,19 @@ async def acknowledge(remit: Remit, directory: Path) -> None:
         ledger.wrote("join", tenant, group=group_id, status=joined["status"], decided_seq=joined["decided_seq"])
         denied = refused(await kit.spawn(root, "denied", scope_subset=["other"]), 403, "policy_denied")
         ledger.wrote("deny", tenant, decision=denied["decision_id"])
-        fence = done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": single, "wait_s": 10}))
-        ledger.wrote("cancel", tenant, cancellation=fence["cancellation_id"], run=single)
+        cancel = {"caller_run_id": root.run_id, "run_id": single, "wait_s": 10}
+        # The second time it is answered with the fence that is there, whatever it asks for.
+        for include_root, reused in ((True, False), (False, True)):
+            fence = done(await kit.api.post(CANCEL, {**cancel, "include_root": include_root}))
+            ledger.wrote(
+                "cancel",
+                tenant,
+                cancellation=fence["cancellation_id"],
+                run=single,
+                fence_seq=fence["fence_seq"],
+                include_root=fence["include_root"],
+                reused=reused,
+            )
     ledger.close()
     observed = NOTHING_SEEN | {
         "acknowledged_calls": ledger.lines,
@@ -111,6 +123,7 @@ async def test_a_service_in_order_passes(stormed: Remit, acknowledged: Path) -> 
 
 LAST_TREE = "(SELECT root_run_id FROM run_trees ORDER BY created_at DESC LIMIT 1)"
 OF_LAST = f"root_run_id = {LAST_TREE}"
+ROOT = f"run_id = {LAST_TREE}"
 NO_FANOUT = '{"limits": {"max_depth": 9, "max_fanout": 1, "max_children_total": 99}}'
 SINGLE = f"(SELECT run_id FROM agent_runs WHERE spawn_key = 'single' AND {OF_LAST})"
 
@@ -125,8 +138,13 @@ SINGLE = f"(SELECT run_id FROM agent_runs WHERE spawn_key = 'single' AND {OF_LAS
         (f"DELETE FROM orchestration_groups WHERE {OF_LAST}", "acknowledged_group"),
         (f"UPDATE agent_runs SET started_seq = NULL, started_at = NULL, status = 'cancelled' WHERE run_id = {SINGLE}",
          "acknowledged_start"),
+        (f"DELETE FROM run_leases WHERE {OF_LAST}", "acknowledged_start"),
         (f"UPDATE agent_runs SET status = 'failed' WHERE status = 'completed' AND {OF_LAST}", "acknowledged_end"),
         (f"DELETE FROM cancellations WHERE scope = 'run' AND {OF_LAST}", "acknowledged_fence"),
+        (f"UPDATE cancellations SET scope = 'children' WHERE scope = 'run' AND {OF_LAST}", "acknowledged_fence"),
+        (f"UPDATE cancellations SET run_id = root_run_id WHERE scope = 'run' AND {OF_LAST}", "acknowledged_fence"),
+        (f"UPDATE cancellations SET fence_seq = fence_seq - 1 WHERE scope = 'run' AND {OF_LAST}",
+         "acknowledged_fence"),
         (f"DELETE FROM policy_decisions WHERE outcome = 'deny' AND {OF_LAST}", "acknowledged_denial"),
         (f"UPDATE orchestration_groups SET status = 'failed' WHERE {OF_LAST}", "acknowledged_join"),
         (f"UPDATE orchestration_groups SET decided_seq = decided_seq - 1 WHERE {OF_LAST}", "acknowledged_join"),
@@ -134,6 +152,8 @@ SINGLE = f"(SELECT run_id FROM agent_runs WHERE spawn_key = 'single' AND {OF_LAS
         (f"UPDATE agent_runs SET started_seq = finalized_seq WHERE run_id = {SINGLE}", "escaped"),
         (f"UPDATE run_trees SET children_total = children_total + 1 WHERE {OF_LAST}", "children_total"),
         (f"DELETE FROM run_events WHERE seq = 2 AND {OF_LAST}", "sequence"),
+        (f"INSERT INTO run_deadlines SELECT tenant_id, run_id, {LAST_TREE}, '2000-01-01' FROM agent_runs WHERE {ROOT}",
+         "overdue"),
         (f"UPDATE policy_decisions SET result = '{NO_FANOUT}' WHERE action = 'spawn_group' AND {OF_LAST}", "limits"),
     ],
 )  # fmt: skip
@@ -148,7 +168,7 @@ async def test_damage_is_a_fault(damage: str, finding: str, stormed: Remit, ackn
     [
         ({"scenarios": scenario(errors=["spawn-run: 503 policy_unavailable"])}, "calm: unexpected: spawn-run: 503"),
         ({"scenarios": scenario(findings=["escape: a run"])}, "calm: escape: a run"),
-        ({"acknowledged_calls": 0}, "audit: ledger: holds 8 calls, and 0 were written"),
+        ({"acknowledged_calls": 0}, "audit: ledger: holds 9 calls, and 0 were written"),
         ({"scenarios": {}}, "nothing was answered"),
         (
             {
@@ -169,9 +189,43 @@ async def test_what_the_clients_saw_is_a_fault(
 ) -> None:
     observed = orjson.loads((acknowledged / OBSERVED).read_bytes()) | seen
     (tmp_path / OBSERVED).write_bytes(orjson.dumps(observed))
-    (tmp_path / "acknowledged.jsonl").write_bytes((acknowledged / "acknowledged.jsonl").read_bytes())
+    (tmp_path / NAME).write_bytes((acknowledged / NAME).read_bytes())
     verdict = await verdict_after("SELECT 1", stormed, tmp_path)
     assert not verdict.passed
     assert [each for each in verdict.faults if each.startswith(fault)], verdict.faults
     assert fault in verdict.text()
     assert "FAILED" in verdict.page()
+
+
+def claimed(line: dict[str, Any], **other: object) -> list[dict[str, Any]]:
+    return [{**line, **other}] if line["call"] == "claim" else [line]
+
+
+@pytest.mark.parametrize(
+    ("told", "finding"),
+    [
+        (lambda line: claimed(line, attempts=[2] * len(line.get("runs", ()))), "acknowledged_start"),
+        (lambda line: claimed(line) * (1 + (line["call"] == "claim")), "acknowledged_twice"),
+    ],
+)
+async def test_a_claim_that_was_answered_otherwise_is_a_fault(
+    told: Callable[[dict[str, Any]], list[dict[str, Any]]],
+    finding: str,
+    stormed: Remit,
+    acknowledged: Path,
+    tmp_path: Path,
+) -> None:
+    lines = [orjson.loads(line) for line in (acknowledged / NAME).read_bytes().splitlines()]
+    (tmp_path / NAME).write_bytes(b"".join(orjson.dumps(each) + b"\n" for line in lines for each in told(line)))
+    (tmp_path / OBSERVED).write_bytes((acknowledged / OBSERVED).read_bytes())
+    verdict = await verdict_after("SELECT 1", stormed, tmp_path)
+    assert [fault for fault in verdict.faults if fault.startswith(f"audit: {finding}: ")], verdict.faults
+
+
+async def test_a_ledger_without_attempts_is_judged_as_well(stormed: Remit, acknowledged: Path, tmp_path: Path) -> None:
+    lines = [orjson.loads(line) for line in (acknowledged / NAME).read_bytes().splitlines()]
+    known = ("attempts", "fence_seq", "include_root", "reused")
+    kept = [{name: value for name, value in line.items() if name not in known} for line in lines]
+    (tmp_path / NAME).write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in kept))
+    (tmp_path / OBSERVED).write_bytes((acknowledged / OBSERVED).read_bytes())
+    assert (await verdict_after("SELECT 1", stormed, tmp_path)).faults == []

@@ -13,12 +13,15 @@ from sqlalchemy import URL, make_url
 from kernel.commands.cancel_subtree import CancelSubtree, CancelSubtreeCommand
 from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.reconcilers.expire_leases import expire_leases
+from kernel.reconcilers.time_out_joins import time_out_joins
 from kernel.store import migrate
-from load.audit import CHECKS, audit
+from load.audit import CHECKS, OVERDUE, audit
 from service.dependencies import Services
 from tests.kit import Kit, Run, done, refused
 
 SCRATCH = "audit_scratch"
+ALL = (*CHECKS, *OVERDUE)
 
 # For each check, damage that only a broken kernel could do.
 DAMAGE = [
@@ -47,6 +50,25 @@ DAMAGE = [
     ("transitions_in_order", "UPDATE agent_runs SET started_seq = spawned_seq - 1 WHERE started_seq > 1"),
     ("transitions_in_order", "UPDATE agent_runs SET finalized_seq = 1000 WHERE finalized_seq IS NOT NULL"),
     ("transitions_told", "UPDATE run_events SET subjects = '{}' WHERE seq > 1"),
+    *(
+        (
+            "status_told",
+            "UPDATE run_events SET data = jsonb_set(data::jsonb, '{status}', '\"" + told + "\"')::json"
+            " WHERE type = 'orchestration.child_lifecycle' AND data ->> 'status' = '" + status + "'",
+        )
+        for status, told in (("completed", "failed"), ("paused", "running"), ("cancelled", "completed"))
+    ),
+    (
+        "status_told",
+        (
+            "UPDATE agent_runs SET status = 'running', finalized_seq = NULL, finalized_at = NULL"
+            " WHERE status = 'completed'"
+        ),
+    ),
+    ("status_told", "UPDATE agent_runs SET finalized_seq = finalized_seq + 1 WHERE status = 'failed'"),
+    ("status_told", "UPDATE agent_runs SET status = 'paused' WHERE spawn_key = 'a'"),
+    ("told_after_end", "UPDATE agent_runs SET finalized_seq = finalized_seq - 1 WHERE status = 'completed'"),
+    ("told_after_end", "UPDATE agent_runs SET finalized_seq = started_seq + 1 WHERE spawn_key = 'doomed'"),
     ("open_fences", "UPDATE run_trees SET open_fences = open_fences + 1"),
     ("open_fences", "UPDATE cancellations SET drained_at = NULL"),
     (
@@ -85,7 +107,46 @@ DAMAGE = [
             " WHERE c.scope = 'group' AND r.orchestration_group_id = c.group_id AND r.status = 'cancelled'"
         ),
     ),
+    ("fence_told", "UPDATE cancellations SET fence_seq = 1000000 WHERE scope = 'run'"),
+    ("fence_told", "UPDATE run_events SET data = '{}' WHERE type = 'orchestration.cancellation_propagation'"),
+    ("fence_missing", "DELETE FROM cancellations WHERE scope = 'children'"),
+    *(
+        (
+            "told_under_fence",
+            "INSERT INTO run_events (tenant_id, root_run_id, seq, type, surface, run_id, subjects, data)"
+            " SELECT tenant_id, root_run_id, 1000, 'orchestration.child_lifecycle', surface, run_id, ARRAY[run_id], "
+            + data
+            + " FROM agent_runs WHERE status = 'cancelled' AND "
+            + which,
+        )
+        for which, data in (
+            ("spawn_key = 'doomed'", "json_build_object('child_run_id', run_id, 'status', 'running')"),
+            ("spawn_key = 'below'", "json_build_object('child_run_id', run_id, 'status', 'paused')"),
+            (
+                "spawn_key = 'grandchild'",
+                "json_build_object('children', ARRAY[json_build_object('child_run_id', run_id, 'status', 'running')])",
+            ),
+            ("spawn_key = 'first:2'", "json_build_object('child_run_id', run_id, 'status', 'running')"),
+        )
+    ),
+    ("cancelled_uncovered", "UPDATE cancellations SET scope = 'children' WHERE scope = 'run'"),
+    (
+        "cancelled_uncovered",
+        (
+            "WITH cancelled AS (UPDATE agent_runs SET status = 'cancelled', finalized_seq = 1000, finalized_at = now()"
+            " WHERE spawn_key = 'waiting' RETURNING *)"
+            " INSERT INTO run_events (tenant_id, root_run_id, seq, type, surface, run_id, subjects, data)"
+            " SELECT r.tenant_id, r.root_run_id, 1000, 'orchestration.cancellation_propagation', r.surface, r.run_id,"
+            " ARRAY[r.run_id], json_build_object('count', 1, 'cancellation_id', c.cancellation_id)"
+            " FROM cancelled r JOIN cancellations c ON c.root_run_id = r.root_run_id"
+        ),
+    ),
     ("cancelled_count", "UPDATE cancellations SET cancelled_count = cancelled_count + 100"),
+    ("cancelled_count", "UPDATE cancellations SET cancelled_count = 0 WHERE grace_until IS NULL"),
+    # Whoever acknowledged is in no drain's event, so this is within the bounds.
+    ("cancelled_sum", "UPDATE cancellations SET cancelled_count = 0 WHERE grace_until IS NOT NULL"),
+    ("parent_close", "DELETE FROM cancellations WHERE reason = 'parent_closed'"),
+    ("parent_close", "UPDATE cancellations SET fence_seq = 1 WHERE reason = 'parent_closed'"),
     (
         "group_size",
         "DELETE FROM agent_runs WHERE orchestration_group_id IS NOT NULL AND ordinal = 2 AND status = 'queued'",
@@ -131,6 +192,85 @@ DAMAGE = [
             " WHERE r.orchestration_group_id = g.group_id AND g.join_mode = 'first_success' AND r.status = 'completed'"
         ),
     ),
+    ("join_told", "DELETE FROM run_events WHERE type = 'orchestration.join_decision'"),
+    (
+        "join_told",
+        (
+            "UPDATE run_events SET data = jsonb_set(data::jsonb, '{complete}', 'false')::json"
+            " WHERE type = 'orchestration.join_decision'"
+        ),
+    ),
+    (
+        "join_told",
+        (
+            "UPDATE run_events SET data = jsonb_set(data::jsonb, '{status}', '\"failed\"')::json"
+            " WHERE type = 'orchestration.join_decision' AND data ->> 'mode' = 'quorum'"
+        ),
+    ),
+    (
+        "join_told",
+        (
+            "INSERT INTO run_events (tenant_id, root_run_id, seq, type, surface, run_id, subjects, data)"
+            " SELECT tenant_id, root_run_id, 1000, type, surface, run_id, subjects, data FROM run_events"
+            " WHERE type = 'orchestration.join_decision' AND data ->> 'mode' = 'quorum'"
+        ),
+    ),
+    (
+        "join_told",
+        (
+            "INSERT INTO run_events (tenant_id, root_run_id, seq, type, surface, run_id, subjects, data)"
+            " SELECT tenant_id, root_run_id, 1000, 'orchestration.join_decision', surface, orchestrator_run_id, '{}',"
+            " json_build_object('group_id', group_id, 'complete', true, 'status', status) FROM orchestration_groups"
+            " WHERE status = 'cancelled'"
+        ),
+    ),
+    ("losers_fenced", "DELETE FROM cancellations WHERE scope = 'group'"),
+    (
+        "losers_fenced",
+        (
+            "INSERT INTO cancellations (tenant_id, cancellation_id, root_run_id, run_id, scope, group_id, reason,"
+            " fence_seq, drained_at) SELECT tenant_id, gen_random_uuid(), root_run_id, run_id, scope, group_id, reason,"
+            " fence_seq, drained_at FROM cancellations WHERE scope = 'group'"
+        ),
+    ),
+    (
+        "losers_fenced",
+        (
+            "INSERT INTO cancellations (tenant_id, cancellation_id, root_run_id, run_id, scope, group_id, reason,"
+            " fence_seq) SELECT tenant_id, gen_random_uuid(), root_run_id, orchestrator_run_id, 'group', group_id,"
+            " 'join_timed_out', 1000 FROM orchestration_groups WHERE status = 'running'"
+        ),
+    ),
+    ("losers_fenced", "UPDATE orchestration_groups SET propagation_reason = NULL"),
+    (
+        "losers_fenced",
+        "UPDATE orchestration_groups SET propagation_reason = 'join_timed_out' WHERE status = 'completed_with_errors'",
+    ),
+    ("losers_fenced", "UPDATE cancellations SET reason = 'other' WHERE scope = 'group'"),
+    ("losers_fenced", "UPDATE cancellations SET run_id = gen_random_uuid() WHERE scope = 'group'"),
+    ("losers_fenced", "UPDATE cancellations SET fence_seq = 1 WHERE scope = 'group'"),
+    (
+        "closed_uncovered",
+        "UPDATE orchestration_groups SET status = 'cancelled', decided_seq = NULL WHERE status = 'completed'",
+    ),
+    ("closed_uncovered", "UPDATE cancellations SET scope = 'children' WHERE scope = 'run'"),
+    *(
+        (
+            "decided_under_fence",
+            "INSERT INTO cancellations (tenant_id, cancellation_id, root_run_id, run_id, scope, reason, fence_seq,"
+            " drained_at) SELECT tenant_id, gen_random_uuid(), root_run_id, root_run_id, 'run', 'x', decided_seq - 1,"
+            " now() FROM orchestration_groups WHERE status = '" + status + "'",
+        )
+        for status in ("completed", "timed_out")
+    ),
+    (
+        "timed_out_early",
+        "UPDATE orchestration_groups SET decided_at = deadline - interval '1 ms' WHERE status = 'timed_out'",
+    ),
+    (
+        "timed_out_early",
+        "UPDATE orchestration_groups SET deadline = decided_at + interval '1 ms' WHERE status = 'timed_out'",
+    ),
     ("allowed", "DELETE FROM policy_decisions WHERE action = 'spawn_group'"),
     ("allowed", "UPDATE policy_decisions SET outcome = 'deny'"),
     ("allowed", "UPDATE run_payloads SET decision_id = gen_random_uuid() WHERE decision_id IS NOT NULL"),
@@ -171,6 +311,16 @@ DAMAGE = [
         "UPDATE agent_runs r SET status = 'failed' FROM run_deadlines d WHERE d.run_id = r.run_id",
     ),
     ("lease", "UPDATE agent_runs r SET status = 'completed' FROM run_leases l WHERE l.run_id = r.run_id"),
+    ("lease_missing", "UPDATE run_leases SET lease = NULL, expires_at = NULL WHERE lease IS NOT NULL"),
+    ("lease_missing", "DELETE FROM run_leases WHERE lease IS NULL"),
+    ("attempts", "UPDATE run_leases SET attempt = max_attempts + 1"),
+    ("overdue", "UPDATE run_leases SET expires_at = now() - interval '61 s' WHERE lease IS NOT NULL"),
+    ("overdue", "UPDATE run_deadlines SET deadline = now() - interval '61 s'"),
+    ("overdue", "UPDATE orchestration_groups SET deadline = now() - interval '61 s' WHERE status = 'running'"),
+    *(
+        ("tree_of_side_rows", f"UPDATE {table} SET root_run_id = gen_random_uuid()")
+        for table in ("run_leases", "run_deadlines", "cancellations", "orchestration_groups")
+    ),
 ]
 
 # What stands in the way of damage: this database has none of it.
@@ -204,7 +354,7 @@ async def report(kit: Kit, run_id: str, status: str) -> None:
 
 
 async def fill(kit: Kit, services: Services) -> None:
-    """Two trees with every kind of row that the checks look at."""
+    """Trees with every kind of row that the checks look at."""
     admitted = {"allowed_scope_subset": ["read", "write", "agents.execute"]}
     root, _ = await kit.team(max_depth=9, max_fanout=99, max_children_total=999, **admitted)
     await kit.agent("draft", publish=False)
@@ -223,6 +373,9 @@ async def fill(kit: Kit, services: Services) -> None:
     for key in ("a", "b"):
         await spawn(middle, key, start_background=False)
     await report(kit, middle, "paused")
+    resumed = await spawn(root, "resumed", start_background=False)
+    for status in ("paused", "running"):
+        await report(kit, resumed, status)
     ended = await spawn(root, "ended", target="orchestrator", **foreground)
     await spawn(ended, "left")
     await report(kit, ended, "completed")
@@ -239,10 +392,14 @@ async def fill(kit: Kit, services: Services) -> None:
     await report(kit, quorum[1], "completed")
     await group("undecided")
     await group("empty", 0)
+    late = await group("late", start_background=False)
+    await report(kit, late[0], "completed")
+    await time_out(services, kit, "late")
 
     other = await kit.root(root.agent_id, idempotency_key="other")
     doomed = await spawn(other, "doomed", target="orchestrator", **foreground)
     await spawn(doomed, "below")
+    done(await kit.spawn_group(doomed, "closed", 2))
     parent = await spawn(other, "parent", target="orchestrator", **foreground)
     child = await spawn(parent, "child", target="orchestrator", **foreground)
     await spawn(child, "grandchild", start_background=False)
@@ -253,7 +410,56 @@ async def fill(kit: Kit, services: Services) -> None:
     cancel = CancelSubtreeCommand(services.database, services.engine, services.wakeups)
     await cancel.execute(principal, CancelSubtree(UUID(other.run_id), UUID(doomed)))
     await cancel.execute(principal, CancelSubtree(UUID(other.run_id), UUID(parent), include_root=False))
+    await close_parents(kit, services)
+    await acknowledge(kit, services, other, cancel)
     await DrainCancellations(services.database, services.wakeups).run_once()
+
+
+async def time_out(services: Services, kit: Kit, prefix: str) -> None:
+    """Let the time of a group be up."""
+    async with services.database.write() as session:
+        await session.driver.execute(
+            "UPDATE orchestration_groups SET deadline = created_at WHERE tenant_id = $1 AND spawn_key_prefix = $2",
+            UUID(kit.tenant_id),
+            prefix,
+        )
+    await time_out_joins(services.database).run_once()
+
+
+async def close_parents(kit: Kit, services: Services) -> None:
+    """Two parents end whose policy cancels what is active below them: above one something is."""
+    closer = await kit.orchestrator("closer", may_spawn=["worker"], parent_close_policy="cancel")
+    async with services.database.write() as session:
+        # A policy that was changed just now may not be the one that ended them.
+        await session.driver.execute(
+            "UPDATE orchestrator_policies SET updated_at = updated_at - interval '1 hour' WHERE tenant_id = $1",
+            UUID(kit.tenant_id),
+        )
+    busy, quiet = await kit.root(closer), await kit.root(closer)
+    done(await kit.spawn(busy, "left behind"))
+    over = done(await kit.spawn(quiet, "over", start_background=False))["spawned_run_ids"][0]
+    await report(kit, over, "failed")
+    for parent in (busy, quiet):
+        await report(kit, parent.run_id, "completed")
+
+
+async def acknowledge(kit: Kit, services: Services, root: Run, cancel: CancelSubtreeCommand) -> None:
+    """A worker loses a lease, gets another one, and acknowledges that its run is cancelled."""
+    graced = done(await kit.spawn(root, "graced", "orchestrator"))["spawned_run_ids"][0]
+    claim = {"agent_slugs": ["orchestrator"], "lease_s": 3600}
+    (first,) = done(await kit.api.post("/work/claim", claim))["runs"]
+    async with services.database.write() as session:
+        await session.driver.execute(
+            "UPDATE run_leases SET expires_at = now() WHERE tenant_id = $1 AND lease = $2",
+            UUID(kit.tenant_id),
+            UUID(first["lease"]),
+        )
+    await expire_leases(services.database).run_once()
+    (again,) = done(await kit.api.post("/work/claim", claim))["runs"]
+    assert (first["run_id"], again["run_id"], again["attempt"]) == (graced, graced, 2)
+    principal = Principal(kind="tenant", tenant_id=UUID(kit.tenant_id), scopes=frozenset({"agents.execute"}))
+    await cancel.execute(principal, CancelSubtree(UUID(root.run_id), UUID(graced), grace_s=600))
+    done(await kit.api.post("/work/complete", {"run_id": graced, "lease": again["lease"], "status": "cancelled"}))
 
 
 @asynccontextmanager
@@ -302,7 +508,7 @@ async def scratch(api: object, services: Services, database_url: str) -> AsyncIt
 
 async def test_what_the_kernel_wrote_is_in_order(scratch: asyncpg.Connection) -> None:
     assert await scratch.fetchval("SELECT count(*) FROM agent_runs") >= 25
-    assert await audit(scratch) == []
+    assert await audit(scratch, checks=ALL) == []
 
 
 @pytest.mark.parametrize(("check", "damage"), DAMAGE, ids=[f"{check}-{n}" for n, (check, _) in enumerate(DAMAGE)])
@@ -311,7 +517,7 @@ async def test_damage_is_found(scratch: asyncpg.Connection, check: str, damage: 
     await transaction.start()
     try:
         done_to = await scratch.execute(damage)
-        findings = await audit(scratch)
+        findings = await audit(scratch, checks=ALL)
     finally:
         await transaction.rollback()
     assert not done_to.endswith(" 0"), "the damage hit nothing"
@@ -319,7 +525,7 @@ async def test_damage_is_found(scratch: asyncpg.Connection, check: str, damage: 
 
 
 def test_every_check_has_its_damage() -> None:
-    assert {check for check, _ in DAMAGE} == {check.name for check in CHECKS}
+    assert {check for check, _ in DAMAGE} == {check.name for check in ALL}
 
 
 async def test_findings_are_told_of_the_tenant_asked_about(scratch: asyncpg.Connection) -> None:
@@ -332,3 +538,19 @@ async def test_findings_are_told_of_the_tenant_asked_about(scratch: asyncpg.Conn
         assert await audit(scratch, tenant_id=UUID(int=1)) == []
     finally:
         await transaction.rollback()
+
+
+async def test_many_findings_of_one_kind_hide_no_other(scratch: asyncpg.Connection) -> None:
+    transaction = scratch.transaction()
+    await transaction.start()
+    try:
+        await scratch.execute("DELETE FROM run_payloads")
+        await scratch.execute("UPDATE run_trees SET open_fences = 7")
+        findings = await audit(scratch, most=2)
+        runs = await scratch.fetchval("SELECT count(*) FROM agent_runs")
+    finally:
+        await transaction.rollback()
+    payload = [finding for finding in findings if finding.startswith("payload: ")]
+    assert len(payload) == 3
+    assert payload[-1] == f"payload: and {runs - 2} more"
+    assert [finding for finding in findings if finding.startswith("open_fences: tree")]
