@@ -5,13 +5,13 @@ from uuid import UUID
 
 import orjson
 
-from kernel.commands.acknowledging import cancel_covered
+from kernel.commands.acknowledging import cancel_all_covered
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.ending import Ending, end_runs
 from kernel.commands.requeuing import requeue
 from kernel.domain.run import RunStatus
 from kernel.reconcilers.sweep import Sweep
-from kernel.store import fences, leases, runs
+from kernel.store import leases, runs
 from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.store.runs import Run
 from kernel.store.trees import LockedTree, TreeKey
@@ -39,19 +39,18 @@ class ExpiredLeases:
             return 0, aftermath
         for run in lost.values():
             aftermath.expired[run.tenant_slug] += 1
-        covered = {}
-        if tree.open_fences:
-            hit = await fences.covered(session, [(tree.tenant_id, tree.root_run_id, run_id) for run_id in lost])
-            covered = {run_id: fence for (_, run_id), fence in hit.items()}
-        if covered:
-            aftermath.add((await cancel_covered(session, tree, covered, known)).aftermath)
-        left = [run for run_id, run in lost.items() if run_id not in covered]
-        spent = [run for run in left if (run.attempt or 0) >= (run.max_attempts or 0)]
+        left, cancelled = await cancel_all_covered(session, tree, list(lost), known)
+        aftermath.add(cancelled)
+        spent = {run_id for run_id in left if (lost[run_id].attempt or 0) >= (lost[run_id].max_attempts or 0)}
         if spent:
-            aftermath.add((await end_runs(session, tree, [_failure(run) for run in spent], known=known)).aftermath)
-        again = [run for run in left if run not in spent]
-        if again:
-            aftermath.add(await requeue(session, tree, again))
+            endings = [_failure(lost[run_id]) for run_id in left if run_id in spent]
+            aftermath.add((await end_runs(session, tree, endings, known=known)).aftermath)
+            left = [run_id for run_id in left if run_id not in spent]
+            # What has failed may have decided a group, whose fence covers some of the rest.
+            left, cancelled = await cancel_all_covered(session, tree, left, known)
+            aftermath.add(cancelled)
+        if left:
+            aftermath.add(await requeue(session, tree, [lost[run_id] for run_id in left]))
         return len(lost), aftermath
 
 

@@ -5,14 +5,14 @@ from uuid import UUID
 
 import orjson
 
-from kernel.commands.acknowledging import cancel_covered
+from kernel.commands.acknowledging import cancel_all_covered
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.calls import TIMED_OUT as CALL_TIMED_OUT
 from kernel.commands.calls import among, cancel_call
 from kernel.commands.ending import Ending, end_runs
 from kernel.domain.run import RunStatus
 from kernel.reconcilers.sweep import Sweep
-from kernel.store import fences, runs
+from kernel.store import runs
 from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.store.trees import LockedTree, TreeKey
 from kernel.wakeups import Wakeups
@@ -38,19 +38,17 @@ class OverdueRuns:
         due = await runs.still_due(session, tree.tenant_id, row_ids)
         known = await runs.load(session, tree.tenant_id, due)
         live = [run_id for run_id in row_ids if run_id in known and known[run_id].active]
-        aftermath = Aftermath()
-        covered = {}
-        if tree.open_fences:
-            hit = await fences.covered(session, [(tree.tenant_id, tree.root_run_id, run_id) for run_id in live])
-            covered = {run_id: fence for (_, run_id), fence in hit.items()}
-        if covered:
-            aftermath.add((await cancel_covered(session, tree, covered, known)).aftermath)
-        called = await among(session, tree.tenant_id, [run_id for run_id in live if run_id not in covered])
+        left, aftermath = await cancel_all_covered(session, tree, live, known)
+        called = await among(session, tree.tenant_id, left)
         for run_id in called:
             _, cancelled = await cancel_call(session, tree, known[run_id], reason=CALL_TIMED_OUT)
             aftermath.add(cancelled)
-        settled = called.union(covered)
-        endings = [Ending(run_id, RunStatus.FAILED, error=TIMED_OUT) for run_id in live if run_id not in settled]
+        left = [run_id for run_id in left if run_id not in called]
+        if called:
+            # What is below a call is under the fence that has just been set.
+            left, cancelled = await cancel_all_covered(session, tree, left, known)
+            aftermath.add(cancelled)
+        endings = [Ending(run_id, RunStatus.FAILED, error=TIMED_OUT) for run_id in left]
         aftermath.add((await end_runs(session, tree, endings, known=known)).aftermath)
         return len(live), aftermath
 

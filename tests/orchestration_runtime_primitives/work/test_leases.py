@@ -13,6 +13,7 @@ from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.reconcilers.expire_leases import expire_leases
 from kernel.store import drains, trees
 from kernel.store.engine import Database
+from load.audit import audit as audit_all
 from service.dependencies import Services
 from tests.kit import Kit, done, refused
 from tests.orchestration_runtime_primitives.work.crew import (
@@ -311,6 +312,21 @@ async def test_a_lease_that_expires_under_a_grace_is_cancelled_and_not_queued_ag
         )
     assert counted == 1
     await audit(database, kit)
+
+
+async def test_what_a_pass_decides_cancels_what_it_would_queue_again(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    members = done(await kit.spawn_group(root, "g", 3, join_mode="fail_fast"))["spawned_run_ids"]
+    await claim(kit, max_runs=3)
+    async with database.write() as session:
+        await session.driver.execute("UPDATE run_leases SET attempt = max_attempts WHERE run_id = $1", UUID(members[1]))
+    await let_expire(database, *members)
+    await expire_leases(database).run_once()
+    statuses = [(await row(database, member))["status"] for member in members]
+    assert statuses == ["cancelled", "failed", "cancelled"]
+    await DrainCancellations(database).run_once()
+    async with database.read() as session:
+        assert await audit_all(session.driver, tenant_id=kit.tenant_id) == []
 
 
 async def test_a_renewed_lease_does_not_expire_under_a_pass_that_found_it_earlier(kit: Kit, database: Database) -> None:
