@@ -22,8 +22,6 @@ from kernel.store import decisions, effective, lineage, trees, verdicts
 from kernel.store.engine import Database, ReadSession
 from kernel.store.verdicts import Asking
 
-MAX_LISTED = 1_000
-
 
 @dataclass(frozen=True, slots=True)
 class EvaluateAndReplan:
@@ -162,13 +160,13 @@ async def _given(session: ReadSession, tenant_id: UUID, request: EvaluateAndRepl
 
 async def _outcomes(session: ReadSession, standing: Standing) -> _Outcomes:
     tenant_id, root_run_id = standing.tenant.tenant_id, standing.subject_root_run_id
-    listed: dict[str, int | None] = {RunStatus.FAILED: MAX_LISTED, RunStatus.CANCELLED: MAX_LISTED}
-    known = Ancestry()
+    known, whole = Ancestry(), list[str]()
     if standing.open_fences:
         known = await effective.ancestry(session, tenant_id, root_run_id)
         # All of them: each is counted as what it is under the fences.
-        listed |= dict.fromkeys(ACTIVE)
-    found = await lineage.children(session, tenant_id, standing.subject.run_id, listed)
+        whole = sorted(ACTIVE)
+    listed = [RunStatus.FAILED, RunStatus.CANCELLED]
+    found = await lineage.children(session, tenant_id, standing.subject.run_id, listed, whole)
     counts = Counter({status: count for status, (count, _) in found.items()})
     failed = [run_id for status in (RunStatus.FAILED, RunStatus.CANCELLED) for run_id in found.get(status, (0, []))[1]]
     for status in sorted(ACTIVE):
@@ -193,7 +191,7 @@ def _evaluation(
         run_id=request.run_id,
         needs_replan=verdict.needs_replan,
         suggested_action=verdict.suggested_action,
-        failed_children=outcomes.failed[:MAX_LISTED],
+        failed_children=outcomes.failed[: lineage.MAX_LISTED],
         failed_count=counts[RunStatus.FAILED] + counts[RunStatus.CANCELLED],
         total_children=counts.total(),
         active_children=sum(counts[status] for status in ACTIVE),

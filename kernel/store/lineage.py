@@ -11,6 +11,9 @@ from kernel.store.groups import MEMBER
 
 Row = Mapping[str, Any]
 
+# So many of the children of a run that failed, or were cancelled, are listed.
+MAX_LISTED = 1_000
+
 # One round trip, and one snapshot. The way up is walked only where somebody's reach depends on it.
 STANDING = """
 WITH RECURSIVE subject AS (
@@ -297,14 +300,16 @@ async def run(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Row:
 
 
 async def children(
-    session: ReadSession, tenant_id: UUID, run_id: UUID, listed: Mapping[str, int | None]
+    session: ReadSession, tenant_id: UUID, run_id: UUID, listed: Sequence[str], whole: Sequence[str] = ()
 ) -> dict[str, tuple[int, list[UUID]]]:
     """The children of a run by stored status: how many, and which, in order.
 
     Args:
-        listed: the statuses of which ids are wanted, each with how many at most; None for all.
+        listed: the statuses of which the first ids are wanted, at most 1,000 of each.
+        whole: the statuses of which all ids are wanted.
     """
-    rows = await session.driver.fetch(CHILDREN, tenant_id, run_id, list(listed), list(listed.values()))
+    at_most = [*[MAX_LISTED] * len(listed), *[None] * len(whole)]
+    rows = await session.driver.fetch(CHILDREN, tenant_id, run_id, [*listed, *whole], at_most)
     return {row["status"]: (row["runs"], row["run_ids"] or []) for row in rows}
 
 

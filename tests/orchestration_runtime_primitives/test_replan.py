@@ -6,7 +6,6 @@ from uuid import UUID
 
 import pytest
 
-from kernel.commands.evaluate_and_replan import MAX_LISTED
 from kernel.store import lineage
 from kernel.store.engine import Database
 from tests.kit import Kit, Run, done, refused
@@ -79,7 +78,7 @@ async def test_of_many_that_failed_no_more_are_read_than_are_told(
     kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, worker = await kit.team()
-    made = await Forest(database, kit).grow(root.run_id, worker, parents=[-1] * (MAX_LISTED + 50))
+    made = await Forest(database, kit).grow(root.run_id, worker, parents=[-1] * (lineage.MAX_LISTED + 50))
     async with database.write() as session:
         await session.driver.execute(
             "UPDATE agent_runs SET status = CASE WHEN run_id = ANY ($2::uuid[]) THEN 'failed' ELSE 'cancelled' END,"
@@ -97,9 +96,9 @@ async def test_of_many_that_failed_no_more_are_read_than_are_told(
 
     monkeypatch.setattr(lineage, "children", watched)
     verdict = await judge(kit, root)
-    assert sorted(read) == [20, MAX_LISTED]
+    assert sorted(read) == [20, lineage.MAX_LISTED]
     assert (verdict["failed_count"], verdict["total_children"]) == (len(made), len(made))
-    assert verdict["failed_children"] == [str(run_id) for run_id in (*made[-20:], *made[: MAX_LISTED - 20])]
+    assert verdict["failed_children"] == [str(run_id) for run_id in (*made[-20:], *made[: lineage.MAX_LISTED - 20])]
 
 
 async def test_a_caller_judges_at_and_below_its_run_while_it_is_active(kit: Kit) -> None:
