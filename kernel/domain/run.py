@@ -19,8 +19,8 @@ class RunStatus(StrEnum):
 ACTIVE = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED})
 TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
 
-# The steps a run may take. Back to `queued` goes what a worker held whose lease expired; `queued -> completed` does not
-# exist: what nobody started cannot have ended well.
+# The steps a run may take. Back to `queued` goes what a worker held whose lease expired, and what was leased to one who
+# had hung up; `queued -> completed` does not exist: what nobody started cannot have ended well.
 TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FAILED, RunStatus.CANCELLED}),
     RunStatus.RUNNING: frozenset(
