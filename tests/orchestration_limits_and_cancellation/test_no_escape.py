@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -396,6 +396,29 @@ async def test_what_another_process_has_given_up_is_taken_up_though_a_pass_lasts
             await asyncio.wait_for(found_busy.wait(), 8)
             await drains.leave(elsewhere, fence.cancellation_id)
             await until_drained(database, kit, fence.cancellation_id)
+
+
+async def test_a_pass_takes_up_no_more_fences_than_it_can_look_at_soon(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, worker = await kit.team()
+    forest = Forest(database, kit)
+    made = await forest.grow(root.run_id, worker, parents=[-1] * 7)
+    fences = {(await forest.fence(str(run_id), "run")).cancellation_id for run_id in made}
+    monkeypatch.setattr("kernel.reconcilers.drain_cancellations.MAX_AHEAD", 2)
+    open_fences = drains.open_fences
+    under_way: list[int] = []
+
+    async def opened(session: ReadSession, *, limit: int, passing_over: Sequence[UUID]) -> list[OpenFence]:
+        found = await open_fences(session, limit=limit, passing_over=passing_over)
+        under_way.append(len(fences & {*passing_over, *(target.fence.cancellation_id for target in found)}))
+        return found
+
+    monkeypatch.setattr(drains, "open_fences", opened)
+    await DrainCancellations(database).run_once()
+    assert max(under_way) == 2
+    for cancellation_id in fences:
+        assert (await state_of(database, kit, cancellation_id)).state == "drained"
 
 
 async def test_a_covered_orchestrator_decides_no_group_whatever_the_order_of_the_drains(
