@@ -31,8 +31,8 @@ BOARD = Board(
                 Panel(
                     "Share of answers that are 5xx, by route",
                     "Normal: 0. Denials (403), conflicts (409) and saturation (429) are no errors of the service.",
-                    "All routes: the database, see `the database does not answer` in the log. Spawns only: policy, see the"
-                    " panels below. The runbook has the section `RemitAvailabilityBurn`.",
+                    "All routes: the database, see `the database does not answer` in the log. Spawns only: policy, see"
+                    " the panels below. The runbook has the section `RemitAvailabilityBurn`.",
                     [
                         Query(
                             "({}) / (sum by (route) (rate({}{}[{}])) > 0)".format(
