@@ -97,5 +97,4 @@ class Dispatcher:
         except Exception as error:
             self._tally.errors[f"{stream.name}: {type(error).__name__}: {error}"] += 1
             raise
-        arrivals.answered += 1
         arrivals.last_answer_s = max(arrivals.last_answer_s, time.perf_counter() - begin)

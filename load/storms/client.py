@@ -20,7 +20,7 @@ PRIMITIVES = "/internal/orchestration"
 CANCELLED = frozenset({"run_cancelled", "caller_not_active"})
 # What a worker may hear of a run that was cancelled, or ended, under its hands.
 OVERTAKEN = frozenset({"run_cancelled", "lease_lost", "illegal_transition"})
-# A tenant that asks for too much at once is told to wait; no storm fails for it.
+# A tenant that asks for too much at once is told to wait; the verdict sees to it that few are.
 ALWAYS_RIGHT = frozenset({"tenant_saturated"})
 SERVER_ERROR = 500
 
@@ -83,6 +83,7 @@ class Client:
         due: float | None = None,
         stream: str | None = None,
         expect: Collection[str] = (),
+        sought: str | None = None,
     ) -> Answer:
         """Send one call and count its answer.
 
@@ -90,6 +91,7 @@ class Client:
             due: when it should have been sent; of the first call of an arrival.
             stream: the stream of that arrival.
             expect: the codes of the refusals that are right here.
+            sought: the code of the refusal that the call is sent for; it is done when it hears that.
         """
         sent = time.perf_counter()
         headers = {"Authorization": f"Bearer {token}"}
@@ -103,13 +105,15 @@ class Client:
         answer = Answer(response.status_code or 0, _document(content))
         due = sent if due is None else due
         if stream is not None:
-            arrivals = self._tally.of(stream)
-            arrivals.from_due.append((ended - due) * 1000)
-            arrivals.from_sent.append((ended - sent) * 1000)
+            self._tally.of(stream).heard(
+                done=answer.ok if sought is None else answer.code == sought,
+                from_due_ms=(ended - due) * 1000,
+                from_sent_ms=(ended - sent) * 1000,
+            )
         what = "done" if answer.ok else answer.code
         self._tally.answers[name, what] += 1
         exception = None
-        if not answer.ok and answer.code not in ALWAYS_RIGHT and answer.code not in expect:
+        if not answer.ok and answer.code not in ALWAYS_RIGHT and answer.code not in {*expect, sought}:
             detail = answer.body.get("detail") or getattr(response, "error", "")
             exception = UnexpectedAnswerError(f"{answer.status} {answer.code}: {detail}")
             self._tally.errors[f"{name}: {answer.status} {answer.code}: {_told(str(detail))}"] += 1

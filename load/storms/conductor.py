@@ -89,6 +89,7 @@ def begin(environment: Environment, **_: object) -> None:
         pace=options.pace,
         scale=options.scale,
         in_flight=options.in_flight or profile.in_flight,
+        may_miss=profile.may_miss,
         users=options.num_users,
         workers=options.workers if options.workers is not None else profile.workers,
         tolerance=options.tolerance,

@@ -59,7 +59,7 @@ class DeniedCalls(Scenario):
     def ask_in_vain(self, due: float) -> None:
         caller, target, scopes, expected = self.dice.choice(self.refused)
         answer = self.client.spawn(
-            self.loud, caller, target, scopes=scopes, due=due, stream="refused", expect={"policy_denied"}
+            self.loud, caller, target, scopes=scopes, due=due, stream="refused", sought="policy_denied"
         )
         if answer.ok:
             self.tally.find("let through", f"a spawn of {target} with {scopes}")

@@ -96,7 +96,7 @@ class MixedTenants(Scenario):
         forest = self._draw_with(lambda each: bool(each.roots))
         stranger = self.dice.choice([each for each in self.forests if each is not forest]).tenant
         root = self.dice.choice(forest.roots)
-        answer = self.client.run(stranger, root, due=due, stream="trespass", expect={"not_found"})
+        answer = self.client.run(stranger, root, due=due, stream="trespass", sought="not_found")
         if answer.ok:
             self.tally.find("tenancy", f"tenant {stranger.tenant_id} was shown run {root} of another")
 

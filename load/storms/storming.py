@@ -33,6 +33,7 @@ class Storming:
     pace: float
     scale: float
     in_flight: int
+    may_miss: float
     users: int
     workers: int
     tolerance: float
@@ -74,6 +75,7 @@ class Storming:
             "users": self.users,
             "workers": self.workers,
             "in_flight": self.in_flight,
+            "may_miss": self.may_miss,
             "seconds": self.seconds,
             "pace": self.pace,
             "scale": self.scale,

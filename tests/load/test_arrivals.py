@@ -18,7 +18,7 @@ tally, sent = Tally(), []
 def act(due):
     sent.append((due, time.perf_counter()))
     gevent.sleep(0.3)
-    tally.of("slow").from_due.append((time.perf_counter() - due) * 1000)
+    tally.of("slow").heard(done=True, from_due_ms=(time.perf_counter() - due) * 1000, from_sent_ms=300)
 dispatcher = Dispatcher(tally, in_flight={in_flight}, most={most}, dice=random.Random(1))
 dispatcher.run([Stream("slow", 100.0, act, evenly=True)], 0.5)
 print(json.dumps(tally.of("slow").told() | {{"gap": max(b[0] - a[0] for a, b in zip(sent, sent[1:], strict=False))}}))
@@ -35,7 +35,7 @@ def dispatched(*, in_flight: int, most: int = 1000) -> dict[str, float]:
 def test_a_slow_service_does_not_slow_the_arrivals_down() -> None:
     told = dispatched(in_flight=1000)
     # Sums of hundredths may leave room for one more.
-    assert told["intended"] == told["answered"]
+    assert told["intended"] == told["done"]
     assert told["intended"] in {50, 51}
     # Sequential calls of 0.3 s would have been two.
     assert told["gap"] < 0.011
@@ -44,7 +44,7 @@ def test_a_slow_service_does_not_slow_the_arrivals_down() -> None:
 def test_what_does_not_fit_in_flight_is_missed() -> None:
     told = dispatched(in_flight=10)
     assert told["intended"] in {50, 51}
-    assert told["answered"] + told["missed"] == told["intended"]
+    assert told["done"] + told["missed"] == told["intended"]
     assert told["missed"] >= 25
     assert told["achieved_per_s"] < told["intended_per_s"]
 
@@ -61,9 +61,18 @@ def test_percentiles_are_of_what_was_seen() -> None:
 
 
 def test_the_achieved_rate_counts_the_time_to_the_last_answer() -> None:
-    arrivals = Arrivals(intended=100, answered=100, seconds=10.0, last_answer_s=20.0)
+    arrivals = Arrivals(intended=100, done=100, seconds=10.0, last_answer_s=20.0)
     assert arrivals.told()["intended_per_s"] == 10
     assert arrivals.told()["achieved_per_s"] == 5
+
+
+def test_the_achieved_rate_leaves_out_what_was_refused() -> None:
+    arrivals = Arrivals(intended=100, seconds=10.0)
+    for number in range(100):
+        arrivals.heard(done=number % 4 == 0, from_due_ms=2.0, from_sent_ms=1.0)
+    told = arrivals.told()
+    assert (told["done"], told["refused"]) == (25, 75)
+    assert told["achieved_per_s"] == 2.5
 
 
 def test_faults_of_one_kind_are_told_once_each_and_counted_beyond() -> None:
