@@ -29,6 +29,10 @@ class IdleError(Exception):
     """An arrival found nothing to act on; it is counted, and nothing was sent."""
 
 
+class BusyError(Exception):
+    """An arrival found all that it could act on busy with those before it: a slow service, so it counts as missed."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """Arrivals of one kind at a rate per second, at random (a Poisson process) or evenly.
@@ -93,6 +97,9 @@ class Dispatcher:
             stream.act(due)
         except IdleError:
             arrivals.idle += 1
+            return
+        except BusyError:
+            arrivals.missed += 1
             return
         except Exception as error:
             self._tally.errors[f"{stream.name}: {type(error).__name__}: {error}"] += 1

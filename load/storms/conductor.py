@@ -43,6 +43,7 @@ def add_options(parser: LocustArgumentParser, **_: object) -> None:
     own.add_argument("--scale", type=float, default=1.0, help="multiplies the sizes: of trees, groups, depths")
     own.add_argument("--in-flight", type=int, help="calls that one user waits for at once, instead of the profile's")
     own.add_argument("--workers", type=int, help="workers that claim and complete, instead of the profile's")
+    own.add_argument("--may-miss", type=float, help="the share of arrivals that may be missed, not the profile's")
     own.add_argument("--drain-s", type=float, default=30.0, help="how long fences may stay open after the last call")
     own.add_argument("--tolerance", type=float, default=3.0, help="by which factor calls beside others may be slower")
     own.add_argument("--max-rss-mib", type=float, default=300.0, help="what the service's process may take")
@@ -89,7 +90,7 @@ def begin(environment: Environment, **_: object) -> None:
         pace=options.pace,
         scale=options.scale,
         in_flight=options.in_flight or profile.in_flight,
-        may_miss=profile.may_miss,
+        may_miss=options.may_miss if options.may_miss is not None else profile.may_miss,
         users=options.num_users,
         workers=options.workers if options.workers is not None else profile.workers,
         tolerance=options.tolerance,

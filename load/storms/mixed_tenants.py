@@ -27,11 +27,18 @@ class MixedTenants(Scenario):
 
     abstract = False
     name = "mixed_tenants"
+    happens = ("refused trespasses",)
 
     def prepare(self) -> None:
         self.forests = [Forest(tenant) for tenant in self.stage.shared(self.name, self.scaled(TENANTS, least=5))]
         ranks = range(1, len(self.forests) + 1)
         self.weights = list(itertools.accumulate(1 / rank**ZIPF for rank in ranks))
+        # What is read, joined and cancelled first.
+        for forest in self.forests[:2]:
+            root = self.client.start(forest.tenant)
+            if root is not None:
+                forest.roots.append(root)
+                self._spawn_group(forest, root)
 
     def streams(self) -> Sequence[Stream]:
         return [
@@ -55,19 +62,15 @@ class MixedTenants(Scenario):
 
     def spawn(self, due: float) -> None:
         forest = self._draw()
-        root = self._root(forest, due, "spawn")
-        if root is not None:
-            self.client.spawn(forest.tenant, root, due=due, stream="spawn", expect=CANCELLED)
+        self.client.spawn(forest.tenant, self._root(forest), due=due, stream="spawn", expect=CANCELLED)
 
     def group(self, due: float) -> None:
         forest = self._draw()
-        root = self._root(forest, due, "group")
-        if root is None:
-            return
-        size = self.dice.choice((2, 5, 20, 100))
-        answer = self.client.spawn_group(
-            forest.tenant, root, self.scaled(size), due=due, stream="group", expect=CANCELLED
-        )
+        self._spawn_group(forest, self._root(forest), due=due, stream="group")
+
+    def _spawn_group(self, forest: Forest, root: str, *, due: float | None = None, stream: str | None = None) -> None:
+        size = self.scaled(self.dice.choice((2, 5, 20, 100)))
+        answer = self.client.spawn_group(forest.tenant, root, size, due=due, stream=stream, expect=CANCELLED)
         if answer.ok:
             forest.groups = [*forest.groups[-MOST_TREES:], (root, answer.body["orchestration_group_id"])]
 
@@ -97,6 +100,8 @@ class MixedTenants(Scenario):
         stranger = self.dice.choice([each for each in self.forests if each is not forest]).tenant
         root = self.dice.choice(forest.roots)
         answer = self.client.run(stranger, root, due=due, stream="trespass", sought="not_found")
+        if answer.code == "not_found":
+            self.tally.count("refused trespasses")
         if answer.ok:
             self.tally.find("tenancy", f"tenant {stranger.tenant_id} was shown run {root} of another")
 
@@ -104,16 +109,19 @@ class MixedTenants(Scenario):
         return self.dice.choices(self.forests, cum_weights=self.weights)[0]
 
     def _draw_with(self, has: Callable[[Forest], bool]) -> Forest:
+        """A tenant that has what is acted on; where a first one has not, the others are asked."""
         forest = self._draw()
+        if not has(forest):
+            forest = next((each for each in self.forests if has(each)), forest)
         if not has(forest):
             raise IdleError
         return forest
 
-    def _root(self, forest: Forest, due: float, stream: str) -> str | None:
-        """One of the tenant's roots; the first time it is started, which is then the arrival's first call."""
+    def _root(self, forest: Forest) -> str:
+        """One of the tenant's roots; the first time it is started."""
         if not forest.roots:
-            root = self.client.start(forest.tenant, due=due, stream=stream)
-            if root is not None:
-                forest.roots.append(root)
-            return root
+            root = self.client.start(forest.tenant)
+            if root is None:
+                raise IdleError
+            forest.roots.append(root)
         return self.dice.choice(forest.roots)

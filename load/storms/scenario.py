@@ -27,6 +27,8 @@ class Scenario(User):
 
     abstract = True
     name: ClassVar[str]
+    # What must have been counted at least once (`Tally.count`) for the storm to be the one that its name says.
+    happens: ClassVar[Sequence[str]] = ()
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -57,22 +59,36 @@ class Scenario(User):
 
     @classmethod
     def promise(cls, storming: Storming) -> None:
-        """Look, when all is over, whether what this storm is about was kept; `Tally.find` what was not."""
+        """Look, when all is over, whether what this storm is about came and was kept; `Tally.find` what was not."""
+        tally = storming.tally(cls.name)
+        for what in cls.happens:
+            if not tally.notes.get(what):
+                tally.find("promise", f"{what}: never happened")
 
     def scaled(self, size: int, *, least: int = 1) -> int:
         """A size of this storm, as `--scale` has it."""
-        return max(least, round(size * self.storming.scale))
+        return self.storming.scaled(size, least=least)
 
     @task
     def storm(self) -> None:
         """Prepare, and let it loose until its time is over; then this user is done."""
         try:
-            self.prepare()
+            self._prepare_with_all()
             self._let_loose()
         except Exception as error:
             self.tally.errors[f"{self.name}: {type(error).__name__}: {error}"] += 1
             raise StopUser from error
         raise StopUser
+
+    def _prepare_with_all(self) -> None:
+        runner = self.environment.runner
+        assert runner is not None
+        try:
+            self.prepare()
+        finally:
+            # One that could not prepare must not keep the others waiting.
+            self.storming.prepared(of=runner.target_user_count)
+        self.storming.await_all()
 
     def _let_loose(self) -> None:
         streams = [replace(stream, rate=stream.rate * self.storming.pace) for stream in self.streams()]

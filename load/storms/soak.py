@@ -33,6 +33,10 @@ class Soak(Scenario):
     def prepare(self) -> None:
         self.tenant = self.stage.tenant(self.name, drafts=["draft"])
         self.jobs: list[Job] = []
+        # Something to spawn into, to join and to cancel from the first moment on.
+        if root := self.client.start(self.tenant):
+            self.jobs.append(job := Job(root, [root]))
+            self._spawn_group(job)
 
     def streams(self) -> Sequence[Stream]:
         return [
@@ -74,18 +78,18 @@ class Soak(Scenario):
             job.branches.append(child_of(answer))
 
     def group(self, due: float) -> None:
-        job = self._job()
+        self._spawn_group(self._job(), due=due, stream="group")
+
+    def _spawn_group(self, job: Job, *, due: float | None = None, stream: str | None = None) -> None:
         mode = self.dice.choice(("all", "fail_fast", "first_success"))
         answer = self.client.spawn_group(
-            self.tenant, job.root, GROUP, terms={"join_mode": mode}, due=due, stream="group", expect=CANCELLED
+            self.tenant, job.root, GROUP, terms={"join_mode": mode}, due=due, stream=stream, expect=CANCELLED
         )
         if answer.ok:
             job.groups.append(answer.body["orchestration_group_id"])
 
     def join(self, due: float) -> None:
-        job = self._job()
-        if not job.groups:
-            raise IdleError
+        job = self._job(joinable=True)
         group_id = self.dice.choice(job.groups)
         self.client.join(self.tenant, job.root, group_id, due=due, stream="join", expect=CANCELLED)
 
@@ -114,6 +118,7 @@ class Soak(Scenario):
 
     @classmethod
     def promise(cls, storming: Storming) -> None:
+        super().promise(storming)
         service = storming.watch.told()
         if storming.seconds < LONG_S or not service:
             return
@@ -121,7 +126,8 @@ class Soak(Scenario):
         if last > middle * GROWTH + GROWTH_MIB:
             storming.tally(cls.name).find("growth", f"the service took {middle:.0f} MiB midway, {last:.0f} at last")
 
-    def _job(self) -> Job:
-        if not self.jobs:
+    def _job(self, *, joinable: bool = False) -> Job:
+        jobs = [job for job in self.jobs if job.groups or not joinable]
+        if not jobs:
             raise IdleError
-        return self.dice.choice(self.jobs)
+        return self.dice.choice(jobs)

@@ -16,7 +16,7 @@ def percentile(milliseconds: Sequence[float], share: float) -> float:
 
 @dataclass
 class Arrivals:
-    """One kind of arrival. Every intended one was missed (too many in flight), idle (nothing to act on) or sent.
+    """One kind of arrival. Every intended one was missed (too much in flight), idle (nothing to act on) or sent.
 
     What was sent is `done` when its first call got what it came for, and `refused` when it got any other answer.
     """
@@ -71,6 +71,10 @@ class Tally:
     def of(self, stream: str) -> Arrivals:
         """The arrivals of a stream."""
         return self.arrivals.setdefault(stream, Arrivals())
+
+    def count(self, what: str) -> None:
+        """Note that something happened once more."""
+        self.notes[what] = self.notes.get(what, 0) + 1
 
     def find(self, kind: str, what: str) -> None:
         """Record that something happened which never may; the storm has failed."""

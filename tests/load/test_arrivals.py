@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[2]
 # In a process of its own: gevent's loop does not meet asyncio's.
 SLOW_SERVICE = """
 import json, random, time, gevent
-from load.storms.arrivals import Dispatcher, Stream
+from load.storms.arrivals import BusyError, Dispatcher, IdleError, Stream
 from load.storms.tally import Tally
 tally, sent = Tally(), []
 def act(due):
     sent.append((due, time.perf_counter()))
+    {act}
     gevent.sleep(0.3)
     tally.of("slow").heard(done=True, from_due_ms=(time.perf_counter() - due) * 1000, from_sent_ms=300)
 dispatcher = Dispatcher(tally, in_flight={in_flight}, most={most}, dice=random.Random(1))
@@ -25,8 +26,8 @@ print(json.dumps(tally.of("slow").told() | {{"gap": max(b[0] - a[0] for a, b in 
 """
 
 
-def dispatched(*, in_flight: int, most: int = 1000) -> dict[str, float]:
-    program = SLOW_SERVICE.format(in_flight=in_flight, most=most)
+def dispatched(*, in_flight: int, most: int = 1000, act: str = "pass") -> dict[str, float]:
+    program = SLOW_SERVICE.format(in_flight=in_flight, most=most, act=act)
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
     told: dict[str, float] = json.loads(result.stdout)
     return told
@@ -47,6 +48,13 @@ def test_what_does_not_fit_in_flight_is_missed() -> None:
     assert told["done"] + told["missed"] == told["intended"]
     assert told["missed"] >= 25
     assert told["achieved_per_s"] < told["intended_per_s"]
+
+
+def test_an_arrival_that_finds_all_busy_is_missed_and_one_that_finds_nothing_is_idle() -> None:
+    told = dispatched(in_flight=1000, act="raise BusyError if len(sent) % 2 else IdleError")
+    assert told["missed"] + told["idle"] == told["intended"]
+    assert told["missed"]
+    assert told["idle"]
 
 
 def test_arrivals_are_bounded_in_count() -> None:

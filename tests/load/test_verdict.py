@@ -22,12 +22,12 @@ SEEN: Mapping[str, Any] = {
 RATES = {"intended_per_s": 1, "achieved_per_s": 1, "p50_ms": 1, "p95_ms": 1, "p99_ms": 1, "p99_from_sending_ms": 1}
 
 
-def stream(*, intended: int = 0, done: int = 0, refused: int = 0, missed: int = 0, idle: int = 0) -> dict[str, float]:
+def stream(*, intended: int = 0, done: int = 0, refused: int = 0, missed: int = 0, idle: int = 0) -> dict[str, int]:
     return {"intended": intended, "done": done, "refused": refused, "missed": missed, "idle": idle} | RATES
 
 
 def verdict(
-    arrivals: Mapping[str, Mapping[str, float]], answers: Sequence[tuple[str, str, int]] = (), **more: object
+    arrivals: Mapping[str, Mapping[str, int]], answers: Sequence[tuple[str, str, int]] = (), **more: object
 ) -> Verdict:
     told = [{"call": call, "answer": answer, "count": count} for call, answer, count in answers]
     scenario = {"arrivals": arrivals, "answers": told, "errors": [], "findings": [], "notes": {}}
@@ -42,7 +42,7 @@ def test_what_was_done_passes_beside_a_few_refusals_and_misses() -> None:
 @pytest.mark.parametrize(
     "nothing", [stream(intended=9, refused=9), stream(intended=9, idle=9), stream(intended=1, missed=1)]
 )
-def test_a_stream_that_did_nothing_is_a_fault(nothing: Mapping[str, float]) -> None:
+def test_a_stream_that_did_nothing_is_a_fault(nothing: Mapping[str, int]) -> None:
     told = verdict({"spawn": stream(intended=9, done=9), "cancel": nothing})
     assert told.faults == [f"calm: cancel: none of {nothing['intended']} arrivals was done"]
 
