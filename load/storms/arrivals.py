@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import gevent
 from gevent.pool import Pool
@@ -19,7 +20,10 @@ from load.storms.tally import Tally
 LAST_ANSWERS_S = 60.0
 
 
-def deck(cards: Sequence[int], dice: random.Random) -> Iterator[int]:
+Card = TypeVar("Card")
+
+
+def deck(cards: Sequence[Card], dice: random.Random) -> Iterator[Card]:
     """The cards for ever, shuffled each time round: all sizes come, even in a short storm."""
     while True:
         yield from dice.sample(cards, len(cards))

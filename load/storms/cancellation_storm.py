@@ -1,5 +1,6 @@
 """Trees of hundreds and thousands of runs, cancelled at the root, midway, by overlapping fences, while they spawn."""
 
+import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -8,6 +9,8 @@ import gevent
 
 from load.storms.arrivals import IdleError, Stream, deck
 from load.storms.client import CANCELLED, Answer, Tenant, child_of
+from load.storms.overdue import Overdue
+from load.storms.repeats import Repeats
 from load.storms.scenario import Scenario
 
 SIZES = (100, 300, 600, 1_000, 3_000)
@@ -53,28 +56,37 @@ class CancellationStorm(Scenario):
 
     abstract = False
     name = "cancellation_storm"
+    careless = True
+    waiting = 12
     happens = ("cancelled root", "cancelled midway", "cancelled overlapping", "refused a spawn that raced a fence")
 
     def prepare(self) -> None:
         self.kinds = self.storming.shared(f"{self.name} kinds", lambda: cycle(KINDS))
         self.tenant = self.stage.tenant(self.name)
+        self.repeats = Repeats(self.client, self.tally)
+        self.overdue = Overdue(self.client, self.waiters, self.tally, self.tenant, self.later)
         self.trees: list[Tree] = []
         self.sizes = deck(SIZES, self.dice)
+        # There is something to cancel from the first moment on.
+        self._plant(self.scaled(min(SIZES), least=BRANCHES))
 
     def streams(self) -> Sequence[Stream]:
         return [
             Stream("plant", 0.4, self.plant, evenly=True),
             Stream("spawn", 12.0, self.spawn),
-            Stream("cancel", 0.8, self.cancel),
+            Stream("cancel", 0.8, self.cancel, evenly=True),
             Stream("look", 4.0, self.look),
+            Stream("overdue", 0.3, self.overdue.plant),
         ]
 
     def worked(self) -> Sequence[Tenant]:
         return [self.tenant]
 
     def plant(self, due: float) -> None:
-        size = self.scaled(next(self.sizes), least=BRANCHES)
-        root = self.client.start(self.tenant, due=due, stream="plant")
+        self._plant(self.scaled(next(self.sizes), least=BRANCHES), due=due, stream="plant")
+
+    def _plant(self, size: int, *, due: float | None = None, stream: str | None = None) -> None:
+        root = self.client.start(self.tenant, due=due, stream=stream)
         if root is None:
             return
         tree = Tree(root, {root: None}, size)
@@ -157,9 +169,11 @@ class CancellationStorm(Scenario):
 
     def _spawn_below(self, tree: Tree, parent: str, *, due: float | None = None) -> Answer:
         covered = tree.is_covered(parent)
-        stream = "spawn" if due is not None else None
-        answer = self.client.spawn(self.tenant, parent, due=due, stream=stream, expect=CANCELLED)
+        stream, key = "spawn" if due is not None else None, uuid.uuid4().hex
+        answer = self.client.spawn(self.tenant, parent, key=key, due=due, stream=stream, expect=CANCELLED)
         self._hold(tree, parent, covered, ok=answer.ok, what="spawned a run")
+        if answer.ok:
+            self.repeats.follow(self.tenant, parent, key, answer)
         return answer
 
     def _fence(

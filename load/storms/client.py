@@ -40,10 +40,14 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer; of a refusal, `code` says which. Without one (timeout, connection lost) the status is 0."""
+    """An answer; of a refusal, `code` says which. Without one (timeout, connection lost) the status is 0.
+
+    `reused` is whether it says that it is the answer to an earlier call.
+    """
 
     status: int
     body: Mapping[str, Any]
+    reused: bool = False
 
     @property
     def ok(self) -> bool:
@@ -102,7 +106,8 @@ class Client:
         )
         ended = time.perf_counter()
         content = response.content or b""
-        answer = Answer(response.status_code or 0, _document(content))
+        reused = response.headers is not None and response.headers.get("X-Idempotency-Reused") == "true"
+        answer = Answer(response.status_code or 0, _document(content), reused)
         due = sent if due is None else due
         if stream is not None:
             self._tally.of(stream).heard(
@@ -140,13 +145,21 @@ class Client:
         return run_id
 
     def spawn(
-        self, tenant: Tenant, caller: str, target: str = "worker", *, key: str | None = None, **more: Any
+        self,
+        tenant: Tenant,
+        caller: str,
+        target: str = "worker",
+        *,
+        key: str | None = None,
+        payload: Mapping[str, object] | None = None,
+        **more: Any,
     ) -> Answer:
         """One child; `child_of` names it."""
         key = key or uuid.uuid4().hex
         body = {
             "caller_run_id": caller,
             "target_agent_slug": target,
+            "mapped_input_payload": payload or {},
             "scope_subset": more.pop("scopes", ["agents.execute", "read"]),
             "idempotency_key": key,
             "start_background": target == "worker",
@@ -202,9 +215,11 @@ class Client:
             )
         return answer
 
-    def claim(self, tenant: Tenant, *, at_most: int, wait_s: float = 0.0, **more: Any) -> list[Mapping[str, Any]]:
+    def claim(
+        self, tenant: Tenant, *, at_most: int, lease_s: int = 120, wait_s: float = 0.0, **more: Any
+    ) -> list[Mapping[str, Any]]:
         """Runs for a worker."""
-        body = {"agent_slugs": ["worker"], "max_runs": at_most, "lease_s": 120, "wait_s": wait_s}
+        body = {"agent_slugs": ["worker"], "max_runs": at_most, "lease_s": lease_s, "wait_s": wait_s}
         name = "claim (waiting)" if wait_s else "claim"
         answer = self.call(name, "POST", "/work/claim", body, token=tenant.token, **more)
         runs: list[Mapping[str, Any]] = answer.body["runs"] if answer.ok else []
@@ -212,16 +227,26 @@ class Client:
             self._ledger.wrote("claim", tenant.tenant_id, runs=[run["run_id"] for run in runs])
         return runs
 
-    def complete(self, tenant: Tenant, run: Mapping[str, Any], status: str, **more: Any) -> Answer:
+    def heartbeat(self, tenant: Tenant, runs: Sequence[Mapping[str, Any]], *, extend_s: int) -> Mapping[str, str]:
+        """What a worker is told of the runs that it holds, by their ids."""
+        body = {"leases": [{"run_id": run["run_id"], "lease": run["lease"]} for run in runs], "extend_s": extend_s}
+        answer = self.call("heartbeat", "POST", "/work/heartbeat", body, token=tenant.token)
+        return {lease["run_id"]: lease["status"] for lease in answer.body["leases"]} if answer.ok else {}
+
+    def complete(
+        self, tenant: Tenant, run: Mapping[str, Any], status: str, *, expect: Collection[str] = OVERTAKEN, **more: Any
+    ) -> Answer:
         """The end of a claimed run."""
         body = {"run_id": run["run_id"], "lease": run["lease"], "status": status, "output": {"ok": True}}
-        answer = self.call("complete", "POST", "/work/complete", body, token=tenant.token, expect=OVERTAKEN, **more)
+        answer = self.call("complete", "POST", "/work/complete", body, token=tenant.token, expect=expect, **more)
         return self._ended(tenant, run["run_id"], answer)
 
-    def report(self, tenant: Tenant, run_id: str, status: str, **more: Any) -> Answer:
+    def report(
+        self, tenant: Tenant, run_id: str, status: str, *, expect: Collection[str] = OVERTAKEN, **more: Any
+    ) -> Answer:
         """The end of a run that its caller executes."""
         path = f"/agents/runs/{run_id}/status"
-        answer = self.call("report", "POST", path, {"status": status}, token=tenant.token, expect=OVERTAKEN, **more)
+        answer = self.call("report", "POST", path, {"status": status}, token=tenant.token, expect=expect, **more)
         return self._ended(tenant, run_id, answer)
 
     def run(self, tenant: Tenant, run_id: str, **more: Any) -> Answer:

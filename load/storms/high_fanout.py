@@ -45,7 +45,7 @@ class HighFanout(Scenario):
     def streams(self) -> Sequence[Stream]:
         return [
             Stream("fan out", 0.5, self.fan_out),
-            Stream("repeat", 0.25, self.repeat),
+            Stream("repeat", 0.25, self.repeat, evenly=True),
             Stream("join", 2.0, self.join),
             Stream("cancel", 0.2, self.cancel),
         ]

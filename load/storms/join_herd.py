@@ -45,13 +45,15 @@ class JoinHerd(Scenario):
 
     abstract = False
     name = "join_herd"
+    # Herds that are given up still have theirs.
+    waiting = WAITING * (2 * MOST_HERDS)
     happens = tuple(f"decided by {mode}" for mode in sorted(set(MODES)))
 
     def prepare(self) -> None:
         self.tenant = self.stage.tenant(self.name)
         self.herds: list[Herd] = []
         self.sizes = deck(SIZES, self.dice)
-        self.modes = deck(range(len(MODES)), self.dice)
+        self.modes = deck(MODES, self.dice)
         # However short the storm, each mode decides a group: a small one, which is driven to its end soon.
         for mode in sorted(set(MODES)):
             if root := self.client.start(self.tenant):
@@ -69,7 +71,7 @@ class JoinHerd(Scenario):
         root = self.client.start(self.tenant, due=due, stream="herd")
         if root is None:
             return
-        herd = self._herd_together(root, self.scaled(next(self.sizes), least=5), MODES[next(self.modes)])
+        herd = self._herd_together(root, self.scaled(next(self.sizes), least=5), next(self.modes))
         # They come as soon as there is someone to come to.
         if herd is not None:
             self._burst(herd)
@@ -129,7 +131,7 @@ class JoinHerd(Scenario):
 
     def _wait(self, herd: Herd) -> None:
         known = herd.decided
-        answer = self.client.join(self.tenant, herd.caller, herd.group_id, wait_s=WAIT_S / 2, expect=CANCELLED)
+        answer = self.waiters.join(self.tenant, herd.caller, herd.group_id, wait_s=WAIT_S / 2, expect=CANCELLED)
         if answer.ok:
             self._compare(herd, answer.body, known)
 

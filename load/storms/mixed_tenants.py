@@ -1,8 +1,10 @@
 """Two hundred tenants that do a little of everything, a few of them most of it (by Zipf's law)."""
 
 import itertools
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from load.storms.arrivals import IdleError, Stream
 from load.storms.client import CANCELLED, Tenant
@@ -11,6 +13,8 @@ from load.storms.scenario import Scenario
 TENANTS = 200
 ZIPF = 1.1
 MOST_TREES = 6
+# What a tenant tries upon another's.
+WAYS = ("read", "spawn", "spawn group", "cancel", "join", "complete", "report")
 
 
 @dataclass
@@ -27,11 +31,12 @@ class MixedTenants(Scenario):
 
     abstract = False
     name = "mixed_tenants"
-    happens = ("refused trespasses",)
+    happens = tuple(f"refused trespasses by {way}" for way in WAYS)
 
     def prepare(self) -> None:
         self.forests = [Forest(tenant) for tenant in self.stage.shared(self.name, self.scaled(TENANTS, least=5))]
         ranks = range(1, len(self.forests) + 1)
+        self.ways = self.storming.shared(f"{self.name} ways", lambda: itertools.cycle(WAYS))
         self.weights = list(itertools.accumulate(1 / rank**ZIPF for rank in ranks))
         # What is read, joined and cancelled first.
         for forest in self.forests[:2]:
@@ -49,7 +54,7 @@ class MixedTenants(Scenario):
             Stream("join", 3.0, self.join),
             Stream("read", 4.0, self.read),
             Stream("cancel", 0.5, self.cancel),
-            Stream("trespass", 1.0, self.trespass),
+            Stream("trespass", 2.0, self.trespass, evenly=True),
         ]
 
     def begin_tree(self, due: float) -> None:
@@ -95,15 +100,34 @@ class MixedTenants(Scenario):
         self.client.cancel(forest.tenant, root, root, due=due, stream="cancel", expect=CANCELLED)
 
     def trespass(self, due: float) -> None:
-        """Another tenant's run is one that does not exist."""
-        forest = self._draw_with(lambda each: bool(each.roots))
-        stranger = self.dice.choice([each for each in self.forests if each is not forest]).tenant
-        root = self.dice.choice(forest.roots)
-        answer = self.client.run(stranger, root, due=due, stream="trespass", sought="not_found")
+        """Another tenant's run, or group, is one that does not exist, whatever it is asked for."""
+        forest = self._draw_with(lambda each: bool(each.groups))
+        stranger = self.dice.choice([each for each in self.forests if each is not forest])
+        root, group_id = self.dice.choice(forest.groups)
+        # Those who ask may have a run of their own to ask for.
+        own = self.dice.choice([root, *stranger.roots])
+        way = next(self.ways)
+        terms: dict[str, Any] = {"due": due, "stream": "trespass", "sought": "not_found"}
+        match way:
+            case "spawn":
+                answer = self.client.spawn(stranger.tenant, root, **terms)
+            case "spawn group":
+                answer = self.client.spawn_group(stranger.tenant, root, 2, **terms)
+            case "cancel":
+                answer = self.client.cancel(stranger.tenant, own, root, **terms)
+            case "join":
+                answer = self.client.join(stranger.tenant, own, group_id, **terms)
+            case "complete":
+                run = {"run_id": root, "lease": str(uuid.uuid4())}
+                answer = self.client.complete(stranger.tenant, run, "completed", expect=(), **terms)
+            case "report":
+                answer = self.client.report(stranger.tenant, root, "completed", expect=(), **terms)
+            case _:
+                answer = self.client.run(stranger.tenant, root, **terms)
         if answer.code == "not_found":
-            self.tally.count("refused trespasses")
-        if answer.ok:
-            self.tally.find("tenancy", f"tenant {stranger.tenant_id} was shown run {root} of another")
+            self.tally.count(f"refused trespasses by {way}")
+        elif answer.ok:
+            self.tally.find("tenancy", f"{way} of run {root} by tenant {stranger.tenant.tenant_id}, which is another's")
 
     def _draw(self) -> Forest:
         return self.dice.choices(self.forests, cum_weights=self.weights)[0]

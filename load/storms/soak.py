@@ -1,10 +1,13 @@
 """Hours of an ordinary day: everything at a moderate rate, old trees ended, and nothing that grows in the service."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from load.storms.arrivals import IdleError, Stream
 from load.storms.client import CANCELLED, Tenant, child_of
+from load.storms.overdue import Overdue
+from load.storms.repeats import Repeats
 from load.storms.scenario import Scenario
 from load.storms.storming import Storming
 
@@ -29,10 +32,14 @@ class Soak(Scenario):
 
     abstract = False
     name = "soak"
+    careless = True
+    waiting = 12
 
     def prepare(self) -> None:
         self.tenant = self.stage.tenant(self.name, drafts=["draft"])
         self.jobs: list[Job] = []
+        self.repeats = Repeats(self.client, self.tally)
+        self.overdue = Overdue(self.client, self.waiters, self.tally, self.tenant, self.later)
         # Something to spawn into, to join and to cancel from the first moment on.
         if root := self.client.start(self.tenant):
             self.jobs.append(job := Job(root, [root]))
@@ -49,6 +56,7 @@ class Soak(Scenario):
             Stream("refused", 0.5, self.ask_in_vain),
             Stream("replan", 0.5, self.replan),
             Stream("cancel", 0.3, self.cancel),
+            Stream("overdue", 0.3, self.overdue.plant),
         ]
 
     def worked(self) -> Sequence[Tenant]:
@@ -67,7 +75,10 @@ class Soak(Scenario):
 
     def spawn(self, due: float) -> None:
         job = self._job()
-        self.client.spawn(self.tenant, self.dice.choice(job.branches), due=due, stream="spawn", expect=CANCELLED)
+        parent, key = self.dice.choice(job.branches), uuid.uuid4().hex
+        answer = self.client.spawn(self.tenant, parent, key=key, due=due, stream="spawn", expect=CANCELLED)
+        if answer.ok:
+            self.repeats.follow(self.tenant, parent, key, answer)
 
     def branch(self, due: float) -> None:
         job = self._job()

@@ -48,6 +48,7 @@ class Storming:
     _turns: Iterator[int] = field(default_factory=itertools.count)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _shared: dict[str, Any] = field(default_factory=dict)
+    # By how many users, so far.
     _prepared: int = 0
     _all_prepared: Event = field(default_factory=Event)
 
