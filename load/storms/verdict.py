@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
+# The exit code of a storm, or of a judge, that came to no verdict.
+NOT_JUDGED = 2
 OBSERVED, VERDICT, HTML = "observed.json", "verdict.json", "verdict.html"
 
 STYLE = """<style>

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from load.storm import STORMS
@@ -19,7 +21,7 @@ LIGHT = (
     "--seconds",
     "3",
     "--pace",
-    "1.5",
+    "0.8",
     "--scale",
     "0.03",
     "--tolerance",
@@ -28,6 +30,8 @@ LIGHT = (
     "2",
     "--workers",
     "2",
+    "--in-flight",
+    "256",
     "--may-miss",
     "1",
 )
@@ -79,6 +83,17 @@ async def test_the_users_of_denied_calls_are_one_tenant_that_is_refused(stormed:
         code, _, printed = await finish(await start("denied_calls", stormed, tmp_path, "--users", "3"), tmp_path)
         assert code == 0, printed
         assert await connection.fetchval(count) == before + 1
+
+
+async def test_keys_leases_and_timeouts_are_tried_in_a_soak(stormed: Remit, tmp_path: Path) -> None:
+    process = await start("soak", stormed, tmp_path, "--pace", "0.5", "--seconds", "7")
+    code, verdict, printed = await finish(process, tmp_path)
+    assert code == 0, printed
+    notes = verdict["scenarios"]["soak"]["notes"]
+    assert set(notes) >= {
+        *("spawns sent again", "keys refused for another payload", "groups timed out", "heartbeats"),
+        *("claims left to their leases", "runs claimed anew", "late completions refused"),
+    }, printed
 
 
 async def test_a_counter_that_differs_fails_the_storm(stormed: Remit, tmp_path: Path) -> None:
@@ -136,4 +151,42 @@ async def test_a_storm_that_cannot_begin_fails(stormed: Remit, tmp_path: Path) -
     assert code == 1, printed
     assert any("401" in fault for fault in verdict["faults"])
     process = await start("soak", stormed, tmp_path, "--admin-token-file", str(tmp_path / "nowhere"))
-    assert await asyncio.wait_for(process.wait(), 60) == 1
+    assert await asyncio.wait_for(process.wait(), 60) == 2
+    process = await start("soak", stormed, tmp_path, "--seconds", "0.5", "--database", "postgresql://localhost:9/none")
+    printed = (await process.communicate())[0].decode()
+    assert process.returncode == 2, printed
+    assert not (tmp_path / "verdict.json").exists()
+
+
+async def test_a_storm_with_a_service_of_its_own_is_stopped_by_sigterm_with_all_that_it_started(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "load.storm", "soak", "--profile", "small", "--report-dir", str(tmp_path), *LIGHT),
+        *("--seconds", "600"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    # Written by the storm's own process, which is under way then.
+    while not (tmp_path / "acknowledged.jsonl").exists():  # noqa: ASYNC110 - locust tells nobody
+        await asyncio.sleep(0.05)
+    below = psutil.Process(process.pid).children(recursive=True)
+    service = next(each for each in below if "service.cli" in each.cmdline())
+    assert service.environ()["REMIT_DATABASE_POOL_SIZE"] == "5"
+    process.send_signal(signal.SIGTERM)
+    _, verdict, printed = await finish(process, tmp_path)
+    assert verdict["profile"] == "small", printed
+    assert not [each for each in below if each.is_running() and each.status() != psutil.STATUS_ZOMBIE], printed
+
+
+async def test_a_storm_starts_a_service_of_its_own_with_the_settings_of_its_profile(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "load.storm", "soak", "--profile", "small", "--seconds", "2"),
+        *("--report-dir", str(tmp_path), "--pace", "0.5", "--may-miss", "1"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    code, verdict, printed = await finish(process, tmp_path)
+    assert code == 0, printed
+    assert (verdict["profile"], verdict["users"], verdict["workers"]) == ("small", 2, 2)
+    assert "soak: passed" in (tmp_path / "report.html").read_text()
