@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +160,16 @@ async def test_a_storm_that_cannot_begin_fails(stormed: Remit, tmp_path: Path) -
     assert not (tmp_path / "verdict.json").exists()
 
 
-async def test_a_storm_with_a_service_of_its_own_is_stopped_by_sigterm_with_all_that_it_started(tmp_path: Path) -> None:
+# As a supervisor ends it, and as a terminal does, which interrupts all of its foreground.
+@pytest.mark.parametrize("end", [lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)])
+async def test_a_storm_that_is_ended_is_judged_and_stops_all_that_it_started(
+    end: Callable[[int], None], tmp_path: Path
+) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "load.storm", "soak", "--profile", "small", "--report-dir", str(tmp_path), *LIGHT),
         *("--seconds", "600"),
         cwd=ROOT,
+        process_group=0,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -172,7 +179,7 @@ async def test_a_storm_with_a_service_of_its_own_is_stopped_by_sigterm_with_all_
     below = psutil.Process(process.pid).children(recursive=True)
     service = next(each for each in below if "service.cli" in each.cmdline())
     assert service.environ()["REMIT_DATABASE_POOL_SIZE"] == "5"
-    process.send_signal(signal.SIGTERM)
+    end(process.pid)
     _, verdict, printed = await finish(process, tmp_path)
     assert verdict["profile"] == "small", printed
     assert not [each for each in below if each.is_running() and each.status() != psutil.STATUS_ZOMBIE], printed
