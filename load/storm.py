@@ -9,12 +9,13 @@ import asyncio
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from load.storms.profiles import PROFILES
-from load.storms.verdict import VERDICT, Verdict
+from load.storms.verdict import NOT_JUDGED, VERDICT, Verdict
 from load.subject import REPOSITORY, running
 
 # By name, the class that locust knows it as.
@@ -32,7 +33,14 @@ REPORT = "report.html"
 
 
 async def storm(options: argparse.Namespace, more: Sequence[str], directory: Path) -> int:
-    """Run locust without its web interface; its exit code."""
+    """Run locust without its web interface; its exit code, where it came to a verdict.
+
+    SIGTERM ends it as an interrupt does: locust gives its verdict on what there was, and the service is stopped.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    # While there is no locust yet; later it is told instead.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if options.host:
         return await _locust(options, [*more, "--host", options.host], directory)
     settings = dict(PROFILES[options.profile].settings) | dict(each.split("=", 1) for each in options.setting)
@@ -51,7 +59,9 @@ async def _locust(options: argparse.Namespace, more: Sequence[str], directory: P
     )
     # Locust hears of an interrupt from the terminal itself, and still gives its verdict.
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
-    return await process.wait()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.terminate)
+    code = await process.wait()
+    return code if (directory / VERDICT).exists() else NOT_JUDGED
 
 
 def crown(directory: Path) -> None:
@@ -82,7 +92,12 @@ def main() -> int:
         options.report_dir or REPOSITORY / f"load/results/storms/{options.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     )
     directory.mkdir(parents=True, exist_ok=True)
-    code = asyncio.run(storm(options, more, directory))
+    (directory / VERDICT).unlink(missing_ok=True)
+    try:
+        code = asyncio.run(storm(options, more, directory))
+    except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a service that does not start, or a signal before it has
+        traceback.print_exc()
+        return NOT_JUDGED
     crown(directory)
     print(f"report: {directory / REPORT}")
     return code

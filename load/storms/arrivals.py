@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import gevent
 from gevent.pool import Pool
@@ -19,7 +20,10 @@ from load.storms.tally import Tally
 LAST_ANSWERS_S = 60.0
 
 
-def deck(cards: Sequence[int], dice: random.Random) -> Iterator[int]:
+Card = TypeVar("Card")
+
+
+def deck(cards: Sequence[Card], dice: random.Random) -> Iterator[Card]:
     """The cards for ever, shuffled each time round: all sizes come, even in a short storm."""
     while True:
         yield from dice.sample(cards, len(cards))
@@ -27,6 +31,10 @@ def deck(cards: Sequence[int], dice: random.Random) -> Iterator[int]:
 
 class IdleError(Exception):
     """An arrival found nothing to act on; it is counted, and nothing was sent."""
+
+
+class BusyError(Exception):
+    """An arrival found all that it could act on busy with those before it: a slow service, so it counts as missed."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,10 @@ class Dispatcher:
         except IdleError:
             arrivals.idle += 1
             return
+        except BusyError:
+            arrivals.missed += 1
+            return
         except Exception as error:
             self._tally.errors[f"{stream.name}: {type(error).__name__}: {error}"] += 1
             raise
-        arrivals.answered += 1
         arrivals.last_answer_s = max(arrivals.last_answer_s, time.perf_counter() - begin)

@@ -20,7 +20,7 @@ PRIMITIVES = "/internal/orchestration"
 CANCELLED = frozenset({"run_cancelled", "caller_not_active"})
 # What a worker may hear of a run that was cancelled, or ended, under its hands.
 OVERTAKEN = frozenset({"run_cancelled", "lease_lost", "illegal_transition"})
-# A tenant that asks for too much at once is told to wait; no storm fails for it.
+# A tenant that asks for too much at once is told to wait; the verdict sees to it that few are.
 ALWAYS_RIGHT = frozenset({"tenant_saturated"})
 REUSED = "X-Idempotency-Reused"
 SERVER_ERROR = 500
@@ -88,6 +88,7 @@ class Client:
         due: float | None = None,
         stream: str | None = None,
         expect: Collection[str] = (),
+        sought: str | None = None,
     ) -> Answer:
         """Send one call and count its answer.
 
@@ -95,6 +96,7 @@ class Client:
             due: when it should have been sent; of the first call of an arrival.
             stream: the stream of that arrival.
             expect: the codes of the refusals that are right here.
+            sought: the code of the refusal that the call is sent for; it is done when it hears that.
         """
         sent = time.perf_counter()
         headers = {"Authorization": f"Bearer {token}"}
@@ -105,17 +107,19 @@ class Client:
         )
         ended = time.perf_counter()
         content = response.content or b""
-        reused = response.headers is not None and REUSED in response.headers
+        reused = response.headers is not None and response.headers.get(REUSED) == "true"
         answer = Answer(response.status_code or 0, _document(content), reused)
         due = sent if due is None else due
         if stream is not None:
-            arrivals = self._tally.of(stream)
-            arrivals.from_due.append((ended - due) * 1000)
-            arrivals.from_sent.append((ended - sent) * 1000)
+            self._tally.of(stream).heard(
+                done=answer.ok if sought is None else answer.code == sought,
+                from_due_ms=(ended - due) * 1000,
+                from_sent_ms=(ended - sent) * 1000,
+            )
         what = "done" if answer.ok else answer.code
         self._tally.answers[name, what] += 1
         exception = None
-        if not answer.ok and answer.code not in ALWAYS_RIGHT and answer.code not in expect:
+        if not answer.ok and answer.code not in ALWAYS_RIGHT and answer.code not in {*expect, sought}:
             detail = answer.body.get("detail") or getattr(response, "error", "")
             exception = UnexpectedAnswerError(f"{answer.status} {answer.code}: {detail}")
             self._tally.errors[f"{name}: {answer.status} {answer.code}: {_told(str(detail))}"] += 1
@@ -142,13 +146,21 @@ class Client:
         return run_id
 
     def spawn(
-        self, tenant: Tenant, caller: str, target: str = "worker", *, key: str | None = None, **more: Any
+        self,
+        tenant: Tenant,
+        caller: str,
+        target: str = "worker",
+        *,
+        key: str | None = None,
+        payload: Mapping[str, object] | None = None,
+        **more: Any,
     ) -> Answer:
         """One child; `child_of` names it."""
         key = key or uuid.uuid4().hex
         body = {
             "caller_run_id": caller,
             "target_agent_slug": target,
+            "mapped_input_payload": payload or {},
             "scope_subset": more.pop("scopes", ["agents.execute", "read"]),
             "idempotency_key": key,
             "start_background": target == "worker",
@@ -212,9 +224,11 @@ class Client:
             )
         return answer
 
-    def claim(self, tenant: Tenant, *, at_most: int, wait_s: float = 0.0, **more: Any) -> list[Mapping[str, Any]]:
+    def claim(
+        self, tenant: Tenant, *, at_most: int, lease_s: int = 120, wait_s: float = 0.0, **more: Any
+    ) -> list[Mapping[str, Any]]:
         """Runs for a worker."""
-        body = {"agent_slugs": ["worker"], "max_runs": at_most, "lease_s": 120, "wait_s": wait_s}
+        body = {"agent_slugs": ["worker"], "max_runs": at_most, "lease_s": lease_s, "wait_s": wait_s}
         name = "claim (waiting)" if wait_s else "claim"
         answer = self.call(name, "POST", "/work/claim", body, token=tenant.token, **more)
         runs: list[Mapping[str, Any]] = answer.body["runs"] if answer.ok else []
@@ -223,16 +237,26 @@ class Client:
             self._ledger.wrote("claim", tenant.tenant_id, runs=ids, attempts=attempts)
         return runs
 
-    def complete(self, tenant: Tenant, run: Mapping[str, Any], status: str, **more: Any) -> Answer:
+    def heartbeat(self, tenant: Tenant, runs: Sequence[Mapping[str, Any]], *, extend_s: int) -> Mapping[str, str]:
+        """What a worker is told of the runs that it holds, by their ids."""
+        body = {"leases": [{"run_id": run["run_id"], "lease": run["lease"]} for run in runs], "extend_s": extend_s}
+        answer = self.call("heartbeat", "POST", "/work/heartbeat", body, token=tenant.token)
+        return {lease["run_id"]: lease["status"] for lease in answer.body["leases"]} if answer.ok else {}
+
+    def complete(
+        self, tenant: Tenant, run: Mapping[str, Any], status: str, *, expect: Collection[str] = OVERTAKEN, **more: Any
+    ) -> Answer:
         """The end of a claimed run."""
         body = {"run_id": run["run_id"], "lease": run["lease"], "status": status, "output": {"ok": True}}
-        answer = self.call("complete", "POST", "/work/complete", body, token=tenant.token, expect=OVERTAKEN, **more)
+        answer = self.call("complete", "POST", "/work/complete", body, token=tenant.token, expect=expect, **more)
         return self._ended(tenant, run["run_id"], answer)
 
-    def report(self, tenant: Tenant, run_id: str, status: str, **more: Any) -> Answer:
+    def report(
+        self, tenant: Tenant, run_id: str, status: str, *, expect: Collection[str] = OVERTAKEN, **more: Any
+    ) -> Answer:
         """The end of a run that its caller executes."""
         path = f"/agents/runs/{run_id}/status"
-        answer = self.call("report", "POST", path, {"status": status}, token=tenant.token, expect=OVERTAKEN, **more)
+        answer = self.call("report", "POST", path, {"status": status}, token=tenant.token, expect=expect, **more)
         return self._ended(tenant, run_id, answer)
 
     def run(self, tenant: Tenant, run_id: str, **more: Any) -> Answer:

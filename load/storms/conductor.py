@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import gevent
 import orjson
@@ -21,13 +22,12 @@ from load.storms.profiles import PROFILES
 from load.storms.scenario import Scenario
 from load.storms.stage import Stage
 from load.storms.storming import Storming
-from load.storms.verdict import OBSERVED
+from load.storms.verdict import NOT_JUDGED, OBSERVED, VERDICT
 from load.storms.watch import Watch
 
 REPOSITORY = Path(__file__).parents[2]
 POLL_S = 0.1
 UNDER_WAY = (STATE_SPAWNING, STATE_RUNNING)
-BROKEN = 2
 
 
 def add_options(parser: LocustArgumentParser, **_: object) -> None:
@@ -43,6 +43,7 @@ def add_options(parser: LocustArgumentParser, **_: object) -> None:
     own.add_argument("--scale", type=float, default=1.0, help="multiplies the sizes: of trees, groups, depths")
     own.add_argument("--in-flight", type=int, help="calls that one user waits for at once, instead of the profile's")
     own.add_argument("--workers", type=int, help="workers that claim and complete, instead of the profile's")
+    own.add_argument("--may-miss", type=float, help="the share of arrivals that may be missed, not the profile's")
     own.add_argument("--drain-s", type=float, default=30.0, help="how long fences may stay open after the last call")
     own.add_argument("--tolerance", type=float, default=3.0, help="by which factor calls beside others may be slower")
     own.add_argument("--max-rss-mib", type=float, default=300.0, help="what the service's process may take")
@@ -51,12 +52,12 @@ def add_options(parser: LocustArgumentParser, **_: object) -> None:
 def apply_profile(environment: Environment, runner: Runner, **_: object) -> None:
     """As many users as the profile has, unless it was said how many."""
     if isinstance(runner, MasterRunner | WorkerRunner):
-        sys.exit("a storm runs in one process: its acknowledged calls are held against the database as one list")
+        _refuse("a storm runs in one process: its acknowledged calls are held against the database as one list")
     options = _options(environment)
     if (options.profile or "default") not in PROFILES:
-        sys.exit(f"--profile is one of {', '.join(PROFILES)}")
+        _refuse(f"--profile is one of {', '.join(PROFILES)}")
     if not _token_file(options).exists():
-        sys.exit(f"{_token_file(options)}: the admin's token is not there")
+        _refuse(f"{_token_file(options)}: the admin's token is not there")
     profile = PROFILES[options.profile or "default"]
     options.num_users = options.num_users or profile.users
     options.spawn_rate = options.spawn_rate or options.num_users
@@ -65,7 +66,7 @@ def apply_profile(environment: Environment, runner: Runner, **_: object) -> None
     if not environment.host and not options.host:
         service = Path(options.data_dir, "service.json")
         if not service.exists():
-            sys.exit(f"no --host, and no service runs in {options.data_dir}: start it with `remit up`")
+            _refuse(f"no --host, and no service runs in {options.data_dir}: start it with `remit up`")
         environment.host = orjson.loads(service.read_bytes())["url"]
 
 
@@ -78,6 +79,8 @@ def begin(environment: Environment, **_: object) -> None:
     host = (environment.host or options.host).rstrip("/")
     directory = Path(options.report_dir or REPOSITORY / f"load/results/storms/{datetime.now(UTC):%Y%m%dT%H%M%S}")
     directory.mkdir(parents=True, exist_ok=True)
+    # An earlier storm's, which would stand where this one comes to none.
+    (directory / VERDICT).unlink(missing_ok=True)
     storming = Storming(
         host=host,
         stage=Stage(host, _token_file(options).read_text().strip()),
@@ -89,6 +92,7 @@ def begin(environment: Environment, **_: object) -> None:
         pace=options.pace,
         scale=options.scale,
         in_flight=options.in_flight or profile.in_flight,
+        may_miss=options.may_miss if options.may_miss is not None else profile.may_miss,
         users=options.num_users,
         workers=options.workers if options.workers is not None else profile.workers,
         tolerance=options.tolerance,
@@ -116,7 +120,8 @@ def judge(environment: Environment, **_: object) -> None:
         cwd=REPOSITORY,
         check=False,
     )
-    environment.process_exit_code = judging.returncode
+    judged = (storming.directory / VERDICT).exists()
+    environment.process_exit_code = judging.returncode if judged else NOT_JUDGED
 
 
 def judge_what_was_interrupted(environment: Environment, **_: object) -> None:
@@ -125,7 +130,7 @@ def judge_what_was_interrupted(environment: Environment, **_: object) -> None:
         environment.runner.stop()
     if environment.process_exit_code is None:
         # It never got as far as a verdict, and must not look as if it had.
-        environment.process_exit_code = BROKEN
+        environment.process_exit_code = NOT_JUDGED
 
 
 def _end_when_all_are_done(environment: Environment) -> None:
@@ -140,6 +145,12 @@ def _end_when_all_are_done(environment: Environment) -> None:
         runner.quit()
     else:
         runner.stop()
+
+
+def _refuse(why: str) -> NoReturn:
+    """End before anything has begun."""
+    print(why, file=sys.stderr)
+    sys.exit(NOT_JUDGED)
 
 
 def _token_file(options: Namespace) -> Path:

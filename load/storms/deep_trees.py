@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from load.storms.arrivals import IdleError, Stream
+from load.storms.arrivals import BusyError, IdleError, Stream
 from load.storms.client import CANCELLED, Tenant, child_of
 from load.storms.scenario import Scenario
 from load.storms.stage import UNLIMITED
+from load.storms.storming import Storming
 
-DEPTH = 1_000
-CHAINS = 3
-PLANTED = 0.8
+DEPTH, LEAST = 1_000, 5
+# One chain grows by one link per answer: so many keep up with the arrivals, as long as an answer takes a third of a
+# second.
+CHAINS = 12
+PLANTED = 0.95
 PAGE = 50
 
 
@@ -33,13 +36,15 @@ class DeepTrees(Scenario):
     name = "deep_trees"
 
     def prepare(self) -> None:
-        self.depth = self.scaled(DEPTH, least=5)
+        self.depth = self.scaled(DEPTH, least=LEAST)
         self.tenant = self.stage.tenant(self.name, {**UNLIMITED, "max_depth": self.depth})
         self.chains = [Chain([root]) for _ in range(CHAINS) if (root := self.client.start(self.tenant))]
         # A chain grows by one link per answer, so a short storm, or one on a busy machine, would not get deep.
         first = self.chains[0]
         while len(first.links) < PLANTED * self.depth:
-            first.links.append(child_of(self.client.spawn(self.tenant, first.links[-1], "orchestrator")))
+            answer = self.client.spawn(self.tenant, first.links[-1], "orchestrator")
+            first.links.append(child_of(answer))
+            self._note_depth(answer.body["lineage"]["depth"])
 
     def streams(self) -> Sequence[Stream]:
         return [
@@ -57,7 +62,7 @@ class DeepTrees(Scenario):
     def grow(self, due: float) -> None:
         chain = max((chain for chain in self.chains if not chain.busy), key=_length, default=None)
         if chain is None:
-            raise IdleError
+            raise BusyError
         chain.busy = True
         try:
             self._extend(chain, due)
@@ -99,6 +104,14 @@ class DeepTrees(Scenario):
             chain.gone.update(chain.links[keep:])
             del chain.links[keep:]
 
+    @classmethod
+    def promise(cls, storming: Storming) -> None:
+        super().promise(storming)
+        tally, depth = storming.tally(cls.name), storming.scaled(DEPTH, least=LEAST)
+        deepest = tally.notes.get("deepest", 0)
+        if deepest < depth:
+            tally.find("promise", f"the deepest run is at depth {deepest:.0f}, wanted {depth}")
+
     def _extend(self, chain: Chain, due: float) -> None:
         answered, end = chain.answered, chain.links[-1]
         deep_enough = len(chain.links) > self.depth
@@ -129,7 +142,8 @@ class DeepTrees(Scenario):
         self.tally.notes["deepest"] = max(self.tally.notes.get("deepest", 0), depth)
 
     def _chain(self) -> Chain:
-        return self.dice.choice(self.chains)
+        """Any chain, a deep one sooner than a short one."""
+        return self.dice.choices(self.chains, [len(chain.links) for chain in self.chains])[0]
 
 
 def _length(chain: Chain) -> int:

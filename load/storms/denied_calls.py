@@ -17,6 +17,14 @@ OTHERS = 3
 # Two latencies this near to each other are the same on a machine that runs the storm as well.
 SLACK_MS = 60.0
 FEWEST = 20
+# What a single spawn is refused for here.
+FULL, DRAFT, STRANGER, BEYOND, NOTHING = CODES = (
+    "max_fanout_exceeded",
+    "target_not_published",
+    "target_not_allowlisted",
+    "scope_exceeds_caller",
+    "scope_required",
+)
 
 
 class DeniedCalls(Scenario):
@@ -24,12 +32,14 @@ class DeniedCalls(Scenario):
 
     abstract = False
     name = "denied_calls"
+    happens = tuple(f"refused as {code}" for code in CODES)
 
     def prepare(self) -> None:
-        self.loud = self.stage.tenant(
-            "loud", {**UNLIMITED, "max_fanout": FANOUT}, drafts=["draft"], strangers=["stranger"]
-        )
-        self.others = [self.stage.tenant("quiet") for _ in range(OTHERS)]
+        # One tenant, refused all that the users send together.
+        self.loud = self.stage.shared(
+            "loud", 1, {**UNLIMITED, "max_fanout": FANOUT}, drafts=["draft"], strangers=["stranger"]
+        )[0]
+        self.others = self.stage.shared("quiet", OTHERS)
         self.roots = [(tenant, root) for tenant in self.others if (root := self.client.start(tenant))]
         first = self.client.start(self.loud)
         full = self.client.start(self.loud)
@@ -39,11 +49,11 @@ class DeniedCalls(Scenario):
             self.client.spawn(self.loud, full)
         # Whose call it is, what it asks for, and for what it is refused.
         self.refused: Sequence[tuple[str, str, list[str], str]] = (
-            (full, "worker", ["read"], "max_fanout_exceeded"),
-            (first, "draft", ["read"], "target_not_published"),
-            (first, "stranger", ["read"], "target_not_allowlisted"),
-            (first, "worker", ["write"], "scope_exceeds_caller"),
-            (first, "worker", [], "scope_required"),
+            (full, "worker", ["read"], FULL),
+            (first, "draft", ["read"], DRAFT),
+            (first, "stranger", ["read"], STRANGER),
+            (first, "worker", ["write"], BEYOND),
+            (first, "worker", [], NOTHING),
         )
 
     def streams(self) -> Sequence[Stream]:
@@ -59,17 +69,20 @@ class DeniedCalls(Scenario):
     def ask_in_vain(self, due: float) -> None:
         caller, target, scopes, expected = self.dice.choice(self.refused)
         answer = self.client.spawn(
-            self.loud, caller, target, scopes=scopes, due=due, stream="refused", expect={"policy_denied"}
+            self.loud, caller, target, scopes=scopes, due=due, stream="refused", sought="policy_denied"
         )
         if answer.ok:
             self.tally.find("let through", f"a spawn of {target} with {scopes}")
         elif answer.code == "policy_denied":
             codes = [reason["code"] for reason in answer.body["reasons"]]
-            if codes != [expected]:
+            if codes == [expected]:
+                self.tally.count(f"refused as {expected}")
+            else:
                 self.tally.find("reasons", f"a spawn of {target} with {scopes} was refused for {codes}")
 
     @classmethod
     def promise(cls, storming: Storming) -> None:
+        super().promise(storming)
         tally = storming.tally(cls.name)
         alone, beside = (sorted(tally.of(stream).from_due) for stream in (ALONE, BESIDE))
         if min(len(alone), len(beside)) < FEWEST:

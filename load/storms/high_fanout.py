@@ -30,6 +30,7 @@ class HighFanout(Scenario):
 
     abstract = False
     name = "high_fanout"
+    happens = ("decided groups", "repeats")
 
     def prepare(self) -> None:
         self.tenant = self.stage.tenant(self.name)
@@ -37,11 +38,14 @@ class HighFanout(Scenario):
         self.sizes = deck(SIZES, self.dice)
         self.groups: list[Group] = []
         self.largest_came = False
+        # The workers are at these first, so that some groups are decided before the largest is through.
+        for root in self.roots:
+            self._fan_out(root, self.scaled(min(SIZES)))
 
     def streams(self) -> Sequence[Stream]:
         return [
             Stream("fan out", 0.5, self.fan_out),
-            Stream("repeat", 0.25, self.repeat),
+            Stream("repeat", 0.25, self.repeat, evenly=True),
             Stream("join", 2.0, self.join),
             Stream("cancel", 0.2, self.cancel),
         ]
@@ -53,9 +57,12 @@ class HighFanout(Scenario):
         # However short the storm, the largest comes.
         size = next(self.sizes) if self.largest_came else LARGEST
         self.largest_came = True
-        size, caller, prefix = self.scaled(size), self.dice.choice(self.roots), uuid.uuid4().hex
+        self._fan_out(self.dice.choice(self.roots), self.scaled(size), due=due, stream="fan out")
+
+    def _fan_out(self, caller: str, size: int, *, due: float | None = None, stream: str | None = None) -> None:
+        prefix = uuid.uuid4().hex
         answer = self.client.spawn_group(
-            self.tenant, caller, size, prefix=prefix, due=due, stream="fan out", expect=CANCELLED
+            self.tenant, caller, size, prefix=prefix, due=due, stream=stream, expect=CANCELLED
         )
         if answer.ok:
             self.groups.append(
@@ -68,13 +75,17 @@ class HighFanout(Scenario):
         answer = self.client.spawn_group(
             self.tenant, group.caller, group.size, prefix=group.prefix, due=due, stream="repeat", expect=CANCELLED
         )
-        if answer.ok and (not answer.body["idempotent"] or answer.body["spawned_run_ids"] != group.run_ids):
-            self.tally.find("repeat", f"group {group.group_id} sent again was answered with other runs")
+        if answer.ok:
+            self.tally.count("repeats")
+            if not answer.body["idempotent"] or answer.body["spawned_run_ids"] != group.run_ids:
+                self.tally.find("repeat", f"group {group.group_id} sent again was answered with other runs")
 
     def join(self, due: float) -> None:
         group = self._any_group()
         answer = self.client.join(self.tenant, group.caller, group.group_id, due=due, stream="join", expect=CANCELLED)
-        if answer.ok and not answer.body["complete"]:
+        if answer.ok and answer.body["complete"]:
+            self.tally.count("decided groups")
+        elif answer.ok:
             counted = sum(answer.body[f"{kind}_count"] for kind in ("success", "failure", "running"))
             if counted != group.size:
                 self.tally.find("join counts", f"group {group.group_id} of {group.size} counts {counted} members")

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import orjson
 
 from load import audit
 from load.storms import acknowledgements
-from load.storms.verdict import HTML, OBSERVED, VERDICT, Verdict
+from load.storms.verdict import HTML, NOT_JUDGED, OBSERVED, VERDICT, Verdict
 
 POLL_S = 0.1
 
@@ -88,9 +89,14 @@ def main() -> int:
     parser.add_argument("--drain-s", type=float, default=30.0)
     parser.add_argument("--max-rss-mib", type=float, default=300.0)
     options = parser.parse_args()
-    verdict = asyncio.run(
-        judge_database(options.directory, options.database, drain_s=options.drain_s, max_rss_mib=options.max_rss_mib)
+    judging = judge_database(
+        options.directory, options.database, drain_s=options.drain_s, max_rss_mib=options.max_rss_mib
     )
+    try:
+        verdict = asyncio.run(judging)
+    except Exception:  # noqa: BLE001 - whatever it was, it is no verdict, and must not look like one
+        traceback.print_exc()
+        return NOT_JUDGED
     (options.directory / VERDICT).write_bytes(orjson.dumps(verdict.told(), option=orjson.OPT_INDENT_2))
     (options.directory / HTML).write_text(verdict.page())
     sys.stdout.write(verdict.text())

@@ -10,13 +10,15 @@ class Profile:
 
     `settings` are those of the service, for a storm that starts one. `users` send calls at the scenario's rates, each
     of them; `workers` claim runs and complete them; `in_flight` bounds what one user waits for at once, and an arrival
-    beyond it is missed.
+    beyond it is missed. A storm that misses more than the share `may_miss` of a kind of arrival was not as hard as it
+    says, and fails.
     """
 
     settings: Mapping[str, str]
     users: int
     workers: int
     in_flight: int
+    may_miss: float = 0.05
 
 
 PROFILES: Mapping[str, Profile] = {

@@ -1,10 +1,13 @@
 """Hours of an ordinary day: everything at a moderate rate, old trees ended, and nothing that grows in the service."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from load.storms.arrivals import IdleError, Stream
 from load.storms.client import CANCELLED, Tenant, child_of
+from load.storms.overdue import Overdue
+from load.storms.repeats import Repeats
 from load.storms.scenario import Scenario
 from load.storms.storming import Storming
 
@@ -29,10 +32,18 @@ class Soak(Scenario):
 
     abstract = False
     name = "soak"
+    careless = True
+    waiting = 12
 
     def prepare(self) -> None:
         self.tenant = self.stage.tenant(self.name, drafts=["draft"])
         self.jobs: list[Job] = []
+        self.repeats = Repeats(self.client, self.tally)
+        self.overdue = Overdue(self.client, self.waiters, self.tally, self.tenant, self.later)
+        # Something to spawn into, to join and to cancel from the first moment on.
+        if root := self.client.start(self.tenant):
+            self.jobs.append(job := Job(root, [root]))
+            self._spawn_group(job)
 
     def streams(self) -> Sequence[Stream]:
         return [
@@ -45,6 +56,7 @@ class Soak(Scenario):
             Stream("refused", 0.5, self.ask_in_vain),
             Stream("replan", 0.5, self.replan),
             Stream("cancel", 0.3, self.cancel),
+            Stream("overdue", 0.3, self.overdue.plant),
         ]
 
     def worked(self) -> Sequence[Tenant]:
@@ -63,7 +75,10 @@ class Soak(Scenario):
 
     def spawn(self, due: float) -> None:
         job = self._job()
-        self.client.spawn(self.tenant, self.dice.choice(job.branches), due=due, stream="spawn", expect=CANCELLED)
+        parent, key = self.dice.choice(job.branches), uuid.uuid4().hex
+        answer = self.client.spawn(self.tenant, parent, key=key, due=due, stream="spawn", expect=CANCELLED)
+        if answer.ok:
+            self.repeats.follow(self.tenant, parent, key, answer)
 
     def branch(self, due: float) -> None:
         job = self._job()
@@ -74,18 +89,18 @@ class Soak(Scenario):
             job.branches.append(child_of(answer))
 
     def group(self, due: float) -> None:
-        job = self._job()
+        self._spawn_group(self._job(), due=due, stream="group")
+
+    def _spawn_group(self, job: Job, *, due: float | None = None, stream: str | None = None) -> None:
         mode = self.dice.choice(("all", "fail_fast", "first_success"))
         answer = self.client.spawn_group(
-            self.tenant, job.root, GROUP, terms={"join_mode": mode}, due=due, stream="group", expect=CANCELLED
+            self.tenant, job.root, GROUP, terms={"join_mode": mode}, due=due, stream=stream, expect=CANCELLED
         )
         if answer.ok:
             job.groups.append(answer.body["orchestration_group_id"])
 
     def join(self, due: float) -> None:
-        job = self._job()
-        if not job.groups:
-            raise IdleError
+        job = self._job(joinable=True)
         group_id = self.dice.choice(job.groups)
         self.client.join(self.tenant, job.root, group_id, due=due, stream="join", expect=CANCELLED)
 
@@ -96,7 +111,7 @@ class Soak(Scenario):
     def ask_in_vain(self, due: float) -> None:
         job = self._job()
         answer = self.client.spawn(
-            self.tenant, job.root, "draft", due=due, stream="refused", expect=CANCELLED | {"policy_denied"}
+            self.tenant, job.root, "draft", due=due, stream="refused", expect=CANCELLED, sought="policy_denied"
         )
         if answer.ok:
             self.tally.find("let through", "a spawn of an agent that is not published")
@@ -114,6 +129,7 @@ class Soak(Scenario):
 
     @classmethod
     def promise(cls, storming: Storming) -> None:
+        super().promise(storming)
         service = storming.watch.told()
         if storming.seconds < LONG_S or not service:
             return
@@ -121,7 +137,8 @@ class Soak(Scenario):
         if last > middle * GROWTH + GROWTH_MIB:
             storming.tally(cls.name).find("growth", f"the service took {middle:.0f} MiB midway, {last:.0f} at last")
 
-    def _job(self) -> Job:
-        if not self.jobs:
+    def _job(self, *, joinable: bool = False) -> Job:
+        jobs = [job for job in self.jobs if job.groups or not joinable]
+        if not jobs:
             raise IdleError
-        return self.dice.choice(self.jobs)
+        return self.dice.choice(jobs)

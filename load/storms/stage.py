@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -58,11 +59,20 @@ class Stage:
         self._call("PUT", f"/agents/{orchestrator}/allowlist", {"entries": entries}, token)
         return Tenant(tenant_id, token, orchestrator)
 
-    def shared(self, name: str, count: int) -> Sequence[Tenant]:
+    def shared(
+        self,
+        name: str,
+        count: int,
+        limits: Mapping[str, int] = UNLIMITED,
+        *,
+        drafts: Sequence[str] = (),
+        strangers: Sequence[str] = (),
+    ) -> Sequence[Tenant]:
         """So many tenants that all users of a scenario share, made by the first that asks."""
         with self._lock:
             if name not in self._shared:
-                self._shared[name] = Pool(TENANTS_AT_ONCE).map(self.tenant, [name] * count)
+                make = partial(self.tenant, limits=limits, drafts=drafts, strangers=strangers)
+                self._shared[name] = Pool(TENANTS_AT_ONCE).map(make, [name] * count)
             return self._shared[name]
 
     def _call(self, method: str, path: str, body: object, token: str) -> Mapping[str, Any]:

@@ -1,18 +1,22 @@
 """What the users of one run of locust share: where the service is, how hard to storm it, and what came of it."""
 
 import itertools
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from gevent.event import Event
 from locust.env import Environment
 
 from load.storms.ledger import Ledger
 from load.storms.stage import Stage
 from load.storms.tally import Tally
 from load.storms.watch import Watch
+
+Shared = TypeVar("Shared")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Storming:
     pace: float
     scale: float
     in_flight: int
+    may_miss: float
     users: int
     workers: int
     tolerance: float
@@ -41,6 +46,11 @@ class Storming:
     tallies: dict[str, Tally] = field(default_factory=dict)
     _seeds: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _turns: Iterator[int] = field(default_factory=itertools.count)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _shared: dict[str, Any] = field(default_factory=dict)
+    # By how many users, so far.
+    _prepared: int = 0
+    _all_prepared: Event = field(default_factory=Event)
 
     _current: ClassVar[dict[int, "Storming"]] = {}
 
@@ -66,6 +76,28 @@ class Storming:
         turn, (each, rest) = next(self._turns) % self.users, divmod(self.workers, self.users)
         return each + (turn < rest)
 
+    def shared(self, name: str, make: Callable[[], Shared]) -> Shared:
+        """What all users of a scenario have in common, made by the first that asks."""
+        with self._lock:
+            if name not in self._shared:
+                self._shared[name] = make()
+            shared: Shared = self._shared[name]
+            return shared
+
+    def prepared(self, of: int) -> None:
+        """One more user has prepared what it needs, or failed to; the last of so many lets all begin."""
+        self._prepared += 1
+        if self._prepared >= of:
+            self._all_prepared.set()
+
+    def await_all(self) -> None:
+        """Wait until every user has prepared: before, the storm would be one of fewer than it says."""
+        self._all_prepared.wait()
+
+    def scaled(self, size: int, *, least: int = 1) -> int:
+        """A size of this storm, as `--scale` has it."""
+        return max(least, round(size * self.scale))
+
     def told(self) -> dict[str, object]:
         """All that was seen, for the verdict."""
         return {
@@ -74,6 +106,7 @@ class Storming:
             "users": self.users,
             "workers": self.workers,
             "in_flight": self.in_flight,
+            "may_miss": self.may_miss,
             "seconds": self.seconds,
             "pace": self.pace,
             "scale": self.scale,

@@ -16,17 +16,28 @@ def percentile(milliseconds: Sequence[float], share: float) -> float:
 
 @dataclass
 class Arrivals:
-    """One kind of arrival. Every intended one was missed (too many in flight), idle (nothing to act on) or sent."""
+    """One kind of arrival. Every intended one was missed (too much in flight), idle (nothing to act on) or sent.
+
+    What was sent is `done` when its first call got what it came for, and `refused` when it got any other answer.
+    """
 
     intended: int = 0
     missed: int = 0
     idle: int = 0
-    answered: int = 0
+    done: int = 0
+    refused: int = 0
     seconds: float = 0.0
     last_answer_s: float = 0.0
     # Milliseconds until the answer of an arrival's first call, from when it should have been sent and from when it was.
     from_due: "array[float]" = field(default_factory=lambda: array("d"))
     from_sent: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def heard(self, *, done: bool, from_due_ms: float, from_sent_ms: float) -> None:
+        """Count the answer to an arrival's first call."""
+        self.done += done
+        self.refused += not done
+        self.from_due.append(from_due_ms)
+        self.from_sent.append(from_sent_ms)
 
     def told(self) -> dict[str, float]:
         """The figures of the report."""
@@ -35,10 +46,11 @@ class Arrivals:
             "intended": self.intended,
             "missed": self.missed,
             "idle": self.idle,
-            "answered": self.answered,
+            "done": self.done,
+            "refused": self.refused,
             "intended_per_s": self.intended / self.seconds if self.seconds else 0.0,
-            # To the last answer: what was only queued up has not been achieved.
-            "achieved_per_s": self.answered / max(self.seconds, self.last_answer_s) if self.seconds else 0.0,
+            # To the last answer: what was only queued up has not been achieved, nor what was refused.
+            "achieved_per_s": self.done / max(self.seconds, self.last_answer_s) if self.seconds else 0.0,
             "p50_ms": percentile(due, 0.5),
             "p95_ms": percentile(due, 0.95),
             "p99_ms": percentile(due, 0.99),
@@ -59,6 +71,10 @@ class Tally:
     def of(self, stream: str) -> Arrivals:
         """The arrivals of a stream."""
         return self.arrivals.setdefault(stream, Arrivals())
+
+    def count(self, what: str) -> None:
+        """Note that something happened once more."""
+        self.notes[what] = self.notes.get(what, 0) + 1
 
     def find(self, kind: str, what: str) -> None:
         """Record that something happened which never may; the storm has failed."""

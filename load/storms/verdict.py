@@ -1,10 +1,13 @@
 """What a storm amounts to, as a person reads it: on the terminal, in a page, and on top of locust's report."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
+# The exit code of a storm, or of a judge, that came to no verdict.
+NOT_JUDGED = 2
 OBSERVED, VERDICT, HTML = "observed.json", "verdict.json", "verdict.html"
 
 STYLE = """<style>
@@ -18,6 +21,8 @@ STYLE = """<style>
 FIGURES = (
     ("intended/s", "intended_per_s", ".1f"),
     ("achieved/s", "achieved_per_s", ".1f"),
+    ("done", "done", ".0f"),
+    ("refused", "refused", ".0f"),
     ("missed", "missed", ".0f"),
     ("idle", "idle", ".0f"),
     ("p50 ms", "p50_ms", ".1f"),
@@ -25,6 +30,9 @@ FIGURES = (
     ("p99 ms", "p99_ms", ".1f"),
     ("p99 ms from sending", "p99_from_sending_ms", ".1f"),
 )
+SATURATED, MAY_BE_SATURATED = "tenant_saturated", 0.01
+# One alone is no share of anything, however few there were.
+FEW = 1
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,11 @@ class Verdict:
         for name, scenario in self.observed["scenarios"].items():
             faults += [f"{name}: {finding}" for finding in scenario["findings"]]
             faults += [f"{name}: unexpected: {error}" for error in scenario["errors"]]
-        if not any(stream["answered"] for _, _, stream in self._streams()):
-            faults.append("nothing was answered")
+            faults += _saturated(name, scenario["answers"])
+        for name, stream, figures in self._streams():
+            faults += self._short_of(f"{name}: {stream}", figures)
+        if not any(figures["done"] for _, _, figures in self._streams()):
+            faults.append("nothing was done")
         return faults
 
     @property
@@ -131,6 +142,16 @@ class Verdict:
             for what, value in scenario["notes"].items()
         ]
 
+    def _short_of(self, stream: str, figures: Mapping[str, float]) -> list[str]:
+        """By what a stream fell short of what the storm says that it sent."""
+        intended, missed, may_miss = figures["intended"], figures["missed"], self.observed["may_miss"]
+        faults = []
+        if intended and not figures["done"]:
+            faults.append(f"{stream}: none of {intended:.0f} arrivals was done")
+        if missed > max(FEW, may_miss * intended):
+            faults.append(f"{stream}: missed {missed:.0f} of {intended:.0f} arrivals, may miss {may_miss:.0%}")
+        return faults
+
     def _streams(self) -> Iterable[tuple[str, str, Mapping[str, float]]]:
         for name, scenario in self.observed["scenarios"].items():
             for stream, figures in scenario["arrivals"].items():
@@ -148,6 +169,21 @@ class Verdict:
             for scenario in self.observed["scenarios"].values()
             for answer in scenario["answers"]
         ]
+
+
+def _saturated(name: str, answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The calls of which too many were told that their tenant asks for too much at once; no storm is about that."""
+    told: Counter[str] = Counter()
+    saturated: Counter[str] = Counter()
+    for answer in answers:
+        told[answer["call"]] += answer["count"]
+        if answer["answer"] == SATURATED:
+            saturated[answer["call"]] += answer["count"]
+    return [
+        f"{name}: {call}: {count} of {told[call]} answered {SATURATED}, at most {MAY_BE_SATURATED:.0%} may be"
+        for call, count in saturated.items()
+        if count > max(FEW, MAY_BE_SATURATED * told[call])
+    ]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

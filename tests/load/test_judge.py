@@ -23,12 +23,13 @@ NOTHING_SEEN: dict[str, Any] = {
     "users": 1,
     "workers": 0,
     "in_flight": 1,
+    "may_miss": 0.05,
     "seconds": 1,
     "pace": 1,
     "scale": 1,
     "service": {},
 }
-ANSWERED = {"intended": 1, "missed": 0, "idle": 0, "answered": 1, "intended_per_s": 1, "achieved_per_s": 1}
+DONE = {"intended": 1, "missed": 0, "idle": 0, "done": 1, "refused": 0, "intended_per_s": 1, "achieved_per_s": 1}
 LATENCIES = {"p50_ms": 1, "p95_ms": 1, "p99_ms": 1, "p99_from_sending_ms": 1}
 
 
@@ -85,7 +86,7 @@ async def acknowledge(remit: Remit, directory: Path) -> None:
 def scenario(*, findings: Sequence[str] = (), errors: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "calm": {
-            "arrivals": {"spawn": ANSWERED | LATENCIES},
+            "arrivals": {"spawn": DONE | LATENCIES},
             "answers": [],
             "errors": list(errors),
             "findings": list(findings),
@@ -169,7 +170,7 @@ async def test_damage_is_a_fault(damage: str, finding: str, stormed: Remit, ackn
         ({"scenarios": scenario(errors=["spawn-run: 503 policy_unavailable"])}, "calm: unexpected: spawn-run: 503"),
         ({"scenarios": scenario(findings=["escape: a run"])}, "calm: escape: a run"),
         ({"acknowledged_calls": 0}, "audit: ledger: holds 9 calls, and 0 were written"),
-        ({"scenarios": {}}, "nothing was answered"),
+        ({"scenarios": {}}, "nothing was done"),
         (
             {
                 "service": {
