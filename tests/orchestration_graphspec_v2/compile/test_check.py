@@ -72,6 +72,9 @@ async def test_a_refusal_and_a_silent_service_are_told(kit: Kit) -> None:
     refusal = await asyncio.to_thread(check, "-", "--url", url, "--token", "nonsense", given="{}")
     assert refusal.exit_code == 2
     assert "401" in refusal.output
-    silent = await asyncio.to_thread(check, "-", "--url", "http://127.0.0.1:1", given="{}")
+    nameless = await asyncio.to_thread(check, "-", "--url", url, "--token", "", given="{}")
+    assert nameless.exit_code == 2
+    assert "REMIT_TOKEN" in nameless.output
+    silent = await asyncio.to_thread(check, "-", "--url", "http://127.0.0.1:1", "--token", "any", given="{}")
     assert silent.exit_code == 2
     assert "does not answer" in silent.output
