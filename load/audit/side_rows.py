@@ -39,14 +39,15 @@ SIDE_ROWS = (
         """,
     ),
     # What a worker executes runs under its lease; the row stays, so that its attempt fences whoever held it before.
+    # Only that of a first lease goes, where its worker had hung up: such a run is queued again, and may end without one.
     Check(
         "lease_missing",
         """
         SELECT r.tenant_id, format('run %s: is %s, was started at %s, and %s', r.run_id, r.status, r.started_seq,
           CASE WHEN l.run_id IS NULL THEN 'nobody was granted a lease' ELSE 'nobody holds it' END) AS finding
         FROM agent_runs r LEFT JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id
-        WHERE r.background AND r.started_seq IS NOT NULL
-          AND (l.run_id IS NULL OR (r.status IN ('running', 'paused') AND l.lease IS NULL))
+        WHERE r.background AND ((r.status IN ('running', 'paused') AND l.lease IS NULL)
+          OR (r.status = 'completed' AND l.run_id IS NULL))
         """,
     ),
     Check(

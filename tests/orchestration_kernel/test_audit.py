@@ -312,7 +312,7 @@ DAMAGE = [
     ),
     ("lease", "UPDATE agent_runs r SET status = 'completed' FROM run_leases l WHERE l.run_id = r.run_id"),
     ("lease_missing", "UPDATE run_leases SET lease = NULL, expires_at = NULL WHERE lease IS NOT NULL"),
-    ("lease_missing", "DELETE FROM run_leases WHERE lease IS NULL"),
+    ("lease_missing", "DELETE FROM run_leases"),
     ("attempts", "UPDATE run_leases SET attempt = max_attempts + 1"),
     ("overdue", "UPDATE run_leases SET expires_at = now() - interval '61 s' WHERE lease IS NOT NULL"),
     ("overdue", "UPDATE run_deadlines SET deadline = now() - interval '61 s'"),
