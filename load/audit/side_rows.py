@@ -39,7 +39,7 @@ SIDE_ROWS = (
         """,
     ),
     # What a worker executes runs under its lease; the row stays, so that its attempt fences whoever held it before.
-    # Only that of a first lease goes, where its worker had hung up: such a run is queued again, and may end without one.
+    # Only that of a first lease goes, where its worker had hung up: it is queued again, and may end without one.
     Check(
         "lease_missing",
         """
