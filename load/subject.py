@@ -106,7 +106,7 @@ async def running(**settings: str) -> AsyncIterator[Subject]:
             env={**os.environ, "REMIT_LOG_LEVEL": "warning", **settings},
             stdout=asyncio.subprocess.PIPE,
             # An interrupt from the terminal is for who measures: what it still asks, the service has to answer.
-            process_group=0,
+            start_new_session=True,
         )
         try:
             await _ready(process)
