@@ -18,7 +18,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from load.generator import find_or_install, wrk
+from load.generator import Answers, find_or_install, wrk_answers
 from load.subject import UNLIMITED, Subject, running
 
 SIZES = (10, 1_000, 100_000)
@@ -127,17 +127,9 @@ async def fences_over(subject: Subject, size: int) -> list[float]:
     return milliseconds
 
 
-@dataclass(frozen=True)
-class Spawned:
-    """What spawning beside something else achieved, per second, and its 99th percentile in milliseconds."""
-
-    rate: float
-    p99_ms: float
-
-
 async def fences_beside(
-    subject: Subject, spawning: Coroutine[object, object, Spawned], root: str
-) -> tuple[list[float], Spawned]:
+    subject: Subject, spawning: Coroutine[object, object, Answers], root: str
+) -> tuple[list[float], Answers]:
     """Milliseconds per fence in a tree while others spawn in it, and what the others achieved."""
     branches = [await subject.spawn(root, "orchestrator") for _ in range(BESIDE_SPAWNS_S * FENCES_PER_S)]
     busy = asyncio.create_task(spawning)
@@ -155,14 +147,14 @@ async def fences_beside(
     return [took for took in fences if took is not None], await busy
 
 
-async def spawn_at(subject: Subject, caller: str, rate: int, seconds: int) -> Spawned:
+async def spawn_at(subject: Subject, caller: str, rate: int, seconds: int) -> Answers:
     """Spawn at a rate, however long each takes: whoever is late does not slow down the next."""
-    return Spawned(*await wrk(subject, [caller], connections=ARRIVING, seconds=seconds, rate=rate))
+    return await wrk_answers(subject, [caller], connections=ARRIVING, seconds=seconds, LOAD_RATE=str(rate))
 
 
-async def spawn_flat_out(subject: Subject, caller: str, seconds: int) -> Spawned:
+async def spawn_flat_out(subject: Subject, caller: str, seconds: int) -> Answers:
     """Spawn with many clients, each as fast as it is answered."""
-    return Spawned(*await wrk(subject, [caller], connections=CLIENTS, seconds=seconds))
+    return await wrk_answers(subject, [caller], connections=CLIENTS, seconds=seconds)
 
 
 async def spawns_until(subject: Subject, caller: str, end: asyncio.Future[tuple[int, float]] | None) -> list[float]:

@@ -25,19 +25,13 @@ def find_or_install() -> str:
     return program
 
 
-async def wrk(
-    subject: Subject, callers: Sequence[str], *, connections: int, seconds: int, rate: int | None = None
-) -> tuple[float, float]:
+async def wrk(subject: Subject, callers: Sequence[str], *, connections: int, seconds: int) -> tuple[float, float]:
     """Spawn single children as fast as `wrk` can, over callers in turn.
-
-    Args:
-        rate: spawns per second that arrive, however long each takes, as long as there are connections for them.
 
     Returns:
         Spawns per second, and the 99th percentile of their latency in milliseconds.
     """
-    paced = {"LOAD_RATE": str(rate)} if rate is not None else {}
-    answered = await wrk_answers(subject, callers, connections=connections, seconds=seconds, **paced)
+    answered = await wrk_answers(subject, callers, connections=connections, seconds=seconds)
     return answered.rate, answered.p99_ms
 
 

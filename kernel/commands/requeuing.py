@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from kernel.commands.acknowledging import cancel_covered
+from kernel.commands.acknowledging import cancel_all_covered
 from kernel.commands.aftermath import Aftermath
 from kernel.commands.lifecycle import Change, lifecycle_event
 from kernel.domain.run import RunStatus
-from kernel.store import fences, leases, runs, trees
+from kernel.store import leases, runs, trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.runs import Run
 from kernel.store.trees import LockedTree
@@ -52,13 +52,8 @@ async def give_back(database: Database, wakeups: Wakeups, tenant_id: UUID, grant
             held = [run for run in known.values() if run.active and run.held_by(granted[run.run_id])]
             if not held:
                 continue
-            covered = await fences.covered(session, [(tenant_id, root_run_id, run.run_id) for run in held])
-            aftermath = Aftermath()
-            if covered:
-                ended = {run_id: fence for (_, run_id), fence in covered.items()}
-                aftermath.add((await cancel_covered(session, tree, ended, known)).aftermath)
-            again = [run for run in held if (tenant_id, run.run_id) not in covered]
-            if again:
-                aftermath.add(await requeue(session, tree, again, tried=False))
+            left, aftermath = await cancel_all_covered(session, tree, [run.run_id for run in held], known)
+            if left:
+                aftermath.add(await requeue(session, tree, [known[run_id] for run_id in left], tried=False))
             await trees.advance(session, tree)
         aftermath.tell(wakeups)

@@ -12,6 +12,7 @@ from asyncpg import Record
 from kernel.domain.events import EventType, Surface
 from kernel.domain.fences import Fence, FenceScope, Step
 from kernel.domain.lineage import Ancestry
+from kernel.store.effective import WAY_UP
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.groups import MEMBER
 
@@ -216,18 +217,8 @@ ORDER BY w.hop
 """
 
 # The same for many runs, each run on their ways once, however many share it.
-FENCES_ABOVE_ALL = """
-WITH RECURSIVE up AS (
-  SELECT r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
-  FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
-  UNION
-  SELECT p.run_id, p.parent_run_id, p.orchestration_group_id, p.spawned_seq, p.finalized_seq
-  FROM up u
-  CROSS JOIN LATERAL (
-    SELECT r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
-    FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = u.parent_run_id OFFSET 0
-  ) p
-)
+FENCES_ABOVE_ALL = f"""
+WITH RECURSIVE {WAY_UP}
 SELECT u.run_id, u.parent_run_id, u.orchestration_group_id, u.spawned_seq, u.finalized_seq,
   c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until
 FROM up u

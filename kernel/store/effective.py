@@ -13,10 +13,10 @@ from kernel.domain.run import ACTIVE, RunStatus
 from kernel.store import fences
 from kernel.store.engine import ReadSession
 
-# Each ancestor once, however many of the runs share it. OFFSET 0 holds the planner to one descent of the primary key
-# per step.
-ANCESTRY = """
-WITH RECURSIVE up AS (
+# The way up from the runs $2 of the tenant $1: each ancestor once, however many of the runs share it. OFFSET 0 holds
+# the planner to one descent of the primary key per step.
+WAY_UP = """
+up AS (
   SELECT r.run_id, r.parent_run_id, r.orchestration_group_id, r.spawned_seq, r.finalized_seq
   FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = ANY ($2::uuid[])
   UNION
@@ -27,6 +27,10 @@ WITH RECURSIVE up AS (
     FROM agent_runs r WHERE r.tenant_id = $1 AND r.run_id = u.parent_run_id OFFSET 0
   ) p
 )
+"""
+
+ANCESTRY = f"""
+WITH RECURSIVE {WAY_UP}
 SELECT run_id, parent_run_id, orchestration_group_id, spawned_seq, finalized_seq FROM up
 """
 

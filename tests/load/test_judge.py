@@ -14,21 +14,11 @@ from load.storms.ledger import NAME, Ledger
 from load.storms.verdict import OBSERVED, Verdict
 from tests.faults.remit import Remit
 from tests.kit import Api, Kit, done, refused
+from tests.load.observed import NOTHING_SEEN
 
 pytestmark = pytest.mark.xdist_group("storms")
 
 CANCEL = "/internal/orchestration/cancel-subtree"
-NOTHING_SEEN: dict[str, Any] = {
-    "profile": "default",
-    "users": 1,
-    "workers": 0,
-    "in_flight": 1,
-    "may_miss": 0.05,
-    "seconds": 1,
-    "pace": 1,
-    "scale": 1,
-    "service": {},
-}
 DONE = {"intended": 1, "missed": 0, "idle": 0, "done": 1, "refused": 0, "intended_per_s": 1, "achieved_per_s": 1}
 LATENCIES = {"p50_ms": 1, "p95_ms": 1, "p99_ms": 1, "p99_from_sending_ms": 1}
 

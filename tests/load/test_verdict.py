@@ -6,19 +6,9 @@ from typing import Any
 import pytest
 
 from load.storms.verdict import Verdict
+from tests.load.observed import NOTHING_SEEN
 
-SEEN: Mapping[str, Any] = {
-    "profile": "default",
-    "users": 1,
-    "workers": 0,
-    "in_flight": 1,
-    "may_miss": 0.05,
-    "seconds": 1,
-    "pace": 1,
-    "scale": 1,
-    "acknowledged_calls": 0,
-    "service": {},
-}
+SEEN: Mapping[str, Any] = {**NOTHING_SEEN, "acknowledged_calls": 0}
 RATES = {"intended_per_s": 1, "achieved_per_s": 1, "p50_ms": 1, "p95_ms": 1, "p99_ms": 1, "p99_from_sending_ms": 1}
 
 
