@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from time import monotonic, perf_counter
 from uuid import UUID
 
@@ -26,7 +26,7 @@ from kernel.policy.contract import Action, DecisionInput, RequestFacts
 from kernel.policy.engine import PolicyEngine
 from kernel.policy.records import DecisionRecord
 from kernel.store import decisions, drains, trees
-from kernel.store.drains import Cancellation, OpenFence
+from kernel.store.drains import Cancellation, FenceAbove, OpenFence
 from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.store.trees import TreeKey
 from kernel.wakeups import Wakeups
@@ -422,7 +422,7 @@ async def _find(
 
 
 def _earlier(
-    standing: Standing, request: CancelSubtree, path: Sequence[Step], standing_on: Mapping[UUID, tuple[Fence, bool]]
+    standing: Standing, request: CancelSubtree, path: Sequence[Step], standing_on: Mapping[UUID, FenceAbove]
 ) -> Fence | None:
     """The fence, open or drained, that leaves nothing to do; None where a new one is to be set.
 
@@ -432,38 +432,39 @@ def _earlier(
     if not standing_on:
         return None
     if request.cancellation_id is not None and request.cancellation_id in standing_on:
-        return standing_on[request.cancellation_id][0]
+        return standing_on[request.cancellation_id].fence
     if not standing.caller_is_active:
-        same = [fence for fence, _ in standing_on.values() if fence.run_id == run_id and fence.scope is _scope(request)]
+        fences = [found.fence for found in standing_on.values()]
+        same = [fence for fence in fences if fence.run_id == run_id and fence.scope is _scope(request)]
         return max(same, key=lambda fence: fence.fence_seq, default=None)
-    hits = StandingFences(fence for fence, _ in standing_on.values()).over(path)
+    hits = StandingFences(found.fence for found in standing_on.values()).over(path)
     # Of overlapping graces the earliest end wins: where each of those that are there lasts longer, a new fence ends it.
-    if all(_lasts_longer(request, *standing_on[fence.cancellation_id]) for fence in hits):
+    if all(_lasts_longer(request, standing_on[fence.cancellation_id]) for fence in hits):
         return None
     return min(hits, key=lambda fence: fence.fence_seq)
 
 
 async def _on_the_same_children(
-    session: ReadSession, standing: Standing, request: CancelSubtree, standing_on: Mapping[UUID, tuple[Fence, bool]]
+    session: ReadSession, standing: Standing, request: CancelSubtree, standing_on: Mapping[UUID, FenceAbove]
 ) -> Fence | None:
     """The last fence on the children of the run itself, which is not covered, where it covers all that there are."""
     on_children = [
         found
         for found in standing_on.values()
-        if found[0].run_id == request.run_id and found[0].scope is FenceScope.CHILDREN
+        if found.fence.run_id == request.run_id and found.fence.scope is FenceScope.CHILDREN
     ]
     if not on_children:
         return None
-    fence, drained = max(on_children, key=lambda found: found[0].fence_seq)
-    if _lasts_longer(request, fence, drained):
+    last = max(on_children, key=lambda found: found.fence.fence_seq)
+    if _lasts_longer(request, last):
         return None
     covers_all = await drains.spawned_nothing_since(
-        session, standing.tenant.tenant_id, standing.subject_root_run_id, request.run_id, fence.fence_seq
+        session, standing.tenant.tenant_id, standing.subject_root_run_id, request.run_id, last.fence.fence_seq
     )
-    return fence if covers_all else None
+    return last.fence if covers_all else None
 
 
-def _lasts_longer(request: CancelSubtree, fence: Fence, drained: bool) -> bool:
+def _lasts_longer(request: CancelSubtree, standing: FenceAbove) -> bool:
     """Whether a fence leaves more grace than is asked for now."""
-    grace_end = datetime.now(UTC) + timedelta(seconds=request.grace_s)
-    return not drained and fence.grace_until is not None and fence.grace_until > grace_end
+    left = standing.grace_left
+    return not standing.drained and left is not None and left > timedelta(seconds=request.grace_s)

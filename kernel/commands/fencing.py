@@ -1,6 +1,5 @@
 """Setting a fence: from its commit on, whatever it covers neither starts, spawns, renews nor completes."""
 
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from kernel.domain.events import EventType, Surface
@@ -38,11 +37,10 @@ async def set_fence(
         fence_seq=tree.next_seq(),
         reason=reason,
         group_id=group_id,
-        grace_until=datetime.now(UTC) + timedelta(seconds=grace_s) if grace_s else None,
     )
     tree.open_fences += 1
     tree.added_fences += 1
-    await fences.insert(session, tree.tenant_id, tree.root_run_id, fence, grace_s=grace_s)
+    fence = await fences.insert(session, tree.tenant_id, tree.root_run_id, fence, grace_s=grace_s)
     tree.tell(
         Event(
             tenant_id=tree.tenant_id,

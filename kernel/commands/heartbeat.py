@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from itertools import islice
 from uuid import UUID
@@ -213,9 +213,9 @@ async def _cancelled(
         for lease in held.values()
         if lease.held and locked[tenant_id, lease.root_run_id].open_fences
     ]
-    if doubtful:
-        now = datetime.now(UTC)
-        for (_, run_id), over in (await fences.over(session, doubtful)).items():
+    if doubtful and (found := await fences.over(session, doubtful)):
+        now = await fences.clock(session)
+        for (_, run_id), over in found.items():
             told[run_id] = _told(held[run_id], over, now)
     return told
 

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from asyncpg import Record
@@ -207,7 +207,8 @@ WITH RECURSIVE walk AS (
   JOIN agent_runs p ON p.tenant_id = $1 AND p.run_id = w.parent_run_id
 )
 SELECT w.hop, w.run_id, w.parent_run_id, w.orchestration_group_id, w.spawned_seq, w.finalized_seq,
-  c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until, c.drained_at
+  c.cancellation_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until, c.drained_at,
+  c.grace_until - clock_timestamp() AS grace_left
 FROM walk w
 LEFT JOIN LATERAL (
   SELECT * FROM cancellations c WHERE c.tenant_id = $1 AND c.run_id = w.run_id
@@ -279,6 +280,15 @@ class OpenFence:
     def covers_tree(self) -> bool:
         """Whether it covers everything in its tree."""
         return self.fence.scope is FenceScope.RUN and self.fence.run_id == self.root_run_id
+
+
+@dataclass(frozen=True, slots=True)
+class FenceAbove:
+    """A fence on the way up from a run, open or drained; `grace_left` by the database's clock, None without a grace."""
+
+    fence: Fence
+    drained: bool
+    grace_left: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,16 +521,18 @@ async def read(session: ReadSession, tenant_id: UUID, cancellation_id: UUID) -> 
 
 async def fences_above(
     session: ReadSession, tenant_id: UUID, run_id: UUID
-) -> tuple[list[Step], dict[UUID, tuple[Fence, bool]]]:
-    """The way from a run up to its root, the run first; the fences on it, by id, each with whether it is drained."""
+) -> tuple[list[Step], dict[UUID, FenceAbove]]:
+    """The way from a run up to its root, the run first; and the fences on it, by id."""
     path: dict[int, Step] = {}
-    standing: dict[UUID, tuple[Fence, bool]] = {}
+    standing: dict[UUID, FenceAbove] = {}
     for row in await session.driver.fetch(FENCES_ABOVE, tenant_id, run_id):
         path[row["hop"]] = Step(
             row["run_id"], row["parent_run_id"], row["orchestration_group_id"], row["spawned_seq"], row["finalized_seq"]
         )
         if row["cancellation_id"] is not None:
-            standing[row["cancellation_id"]] = (_fence(row), row["drained_at"] is not None)
+            standing[row["cancellation_id"]] = FenceAbove(
+                _fence(row), drained=row["drained_at"] is not None, grace_left=row["grace_left"]
+            )
     return list(path.values()), standing
 
 

@@ -1,6 +1,8 @@
 """Open fences, and whom they cover."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
 from uuid import UUID
 
 from asyncpg import Record
@@ -70,6 +72,7 @@ INSERT INTO cancellations (tenant_id, cancellation_id, root_run_id, run_id, scop
   fenced_at, grace_until)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp(),
   CASE WHEN $9 > 0 THEN clock_timestamp() + make_interval(secs => $9::int) END)
+RETURNING grace_until
 """
 
 RunKey = tuple[UUID, UUID]
@@ -77,9 +80,9 @@ RunKey = tuple[UUID, UUID]
 RunInTree = tuple[UUID, UUID, UUID]
 
 
-async def insert(session: WriteSession, tenant_id: UUID, root_run_id: UUID, fence: Fence, *, grace_s: int) -> None:
-    """Write a fence of a tree whose lock this transaction holds."""
-    await session.driver.execute(
+async def insert(session: WriteSession, tenant_id: UUID, root_run_id: UUID, fence: Fence, *, grace_s: int) -> Fence:
+    """Write a fence of a tree whose lock this transaction holds; it is handed back with the end of its grace."""
+    grace_until: datetime | None = await session.driver.fetchval(
         INSERT,
         tenant_id,
         fence.cancellation_id,
@@ -91,6 +94,13 @@ async def insert(session: WriteSession, tenant_id: UUID, root_run_id: UUID, fenc
         fence.fence_seq,
         grace_s,
     )
+    return replace(fence, grace_until=grace_until)
+
+
+async def clock(session: ReadSession) -> datetime:
+    """What a grace's end is held against."""
+    now: datetime = await session.driver.fetchval("SELECT clock_timestamp()")
+    return now
 
 
 async def open_fences(session: ReadSession, trees: Iterable[TreeKey]) -> dict[TreeKey, list[Fence]]:

@@ -7,6 +7,7 @@ import pytest
 
 from kernel.store import drains
 from kernel.store.engine import Database
+from tests.faults.clocks import set_back
 from tests.kit import Kit, Run, done, refused
 
 CANCEL = "/internal/orchestration/cancel-subtree"
@@ -160,7 +161,7 @@ async def test_of_the_fences_on_an_orchestrators_groups_only_that_on_the_runs_ow
         _, above_loser = await drains.fences_above(session, tenant_id, uuid.UUID(members[1][1]))
         over = await drains.fence_over(session, tenant_id, uuid.UUID(members[1][1]))
     assert above_root == {}
-    assert [fence for fence, _ in above_loser.values()] == [over]
+    assert [above.fence for above in above_loser.values()] == [over]
 
 
 async def test_only_fences_cancel_so_a_finished_run_has_active_descendants_to_cancel(kit: Kit) -> None:
@@ -291,6 +292,24 @@ async def test_of_overlapping_graces_the_earliest_end_wins(kit: Kit) -> None:
     now = await cancel(kit, root, leased)
     assert now["cancellation_id"] != slow["cancellation_id"]
     assert now["cancelled_run_ids"] == [leased]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_lies_neither_prolongs_a_grace_nor_ends_it(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    set_back(monkeypatch, hours)
+    root, _ = await kit.team()
+    leased = await child(kit, root, "leased")
+    (work,) = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 900}))["runs"]
+    slow = await cancel(kit, root, leased, grace_s=600)
+    leases = [{"run_id": leased, "lease": work["lease"]}]
+    (told,) = done(await kit.api.post("/work/heartbeat", {"leases": leases}))["leases"]
+    assert 0 < told["grace_s"] <= 600
+    again = await cancel(kit, root, leased, grace_s=601)
+    assert again["cancellation_id"] == slow["cancellation_id"]
+    now = await cancel(kit, root, leased)
+    assert (now["cancelled_run_ids"], now["state"]) == ([leased], "drained")
 
 
 async def test_few_active_runs_among_many_that_have_ended_are_drained_before_the_answer(kit: Kit) -> None:
