@@ -58,12 +58,19 @@ class CancellationStorm(Scenario):
     name = "cancellation_storm"
     careless = True
     waiting = 12
-    happens = ("cancelled root", "cancelled midway", "cancelled overlapping", "refused a spawn that raced a fence")
+    happens = (
+        "cancelled root",
+        "cancelled midway",
+        "cancelled overlapping",
+        "refused a spawn that raced a fence",
+        "logs heard as they are",
+    )
 
     def prepare(self) -> None:
         self.kinds = self.storming.shared(f"{self.name} kinds", lambda: cycle(KINDS))
         self.tenant = self.stage.tenant(self.name)
         self.repeats = Repeats(self.client, self.tally)
+        self.followers = self.follow()
         self.overdue = Overdue(self.client, self.waiters, self.tally, self.tenant, self.later)
         self.trees: list[Tree] = []
         self.sizes = deck(SIZES, self.dice)
@@ -92,6 +99,8 @@ class CancellationStorm(Scenario):
         tree = Tree(root, {root: None}, size)
         # It may be cancelled from here on, while it grows.
         self.trees.append(tree)
+        if stream is not None:
+            self.followers.take(self.tenant, root)
         branches = [root]
         for _ in range(BRANCHES):
             branches += self._branch(tree, root)

@@ -1,12 +1,17 @@
-"""Spawns that are sent again, as clients do that have not heard the answer, and as they should not."""
+"""Spawns that are sent again or twice at once, as clients do that hear no answer, and as they should not."""
 
+import uuid
 from itertools import cycle
 
-from load.storms.client import Answer, Client, Tenant, child_of
+import gevent
+
+from load.storms.client import CANCELLED, Answer, Client, Tenant, child_of
 from load.storms.tally import Tally
 
-# Of fifty spawns, five are sent again as they were, and one with another payload; early, for a storm may be short.
-TURNS = ("alike", "once", "otherwise", *("once",) * 7, *("alike", *("once",) * 9) * 4)
+# Of fifty spawns, five are sent again as they were, one with another payload, and five are followed by one that is sent
+# several times at the same moment; early, for a storm may be short.
+TURNS = ("alike", "at once", "otherwise", *("once",) * 7, *("alike", *("once",) * 4, "at once", *("once",) * 4) * 4)
+TWINS = 3
 CONFLICT = "spawn_key_conflict"
 
 
@@ -25,6 +30,8 @@ class Repeats:
                 self._alike(tenant, caller, key, first)
             case "otherwise":
                 self._otherwise(tenant, caller, key)
+            case "at once":
+                self._at_once(tenant, caller)
 
     def _alike(self, tenant: Tenant, caller: str, key: str, first: Answer) -> None:
         again = self._client.spawn(tenant, caller, key=key)
@@ -39,3 +46,16 @@ class Repeats:
             self._tally.count("keys refused for another payload")
         elif again.ok:
             self._tally.find("conflict", f"key {key} of {caller} was taken with another payload")
+
+    def _at_once(self, tenant: Tenant, caller: str) -> None:
+        key = uuid.uuid4().hex
+        twins = [gevent.spawn(self._client.spawn, tenant, caller, key=key, expect=CANCELLED) for _ in range(TWINS)]
+        answers = [twin.value for twin in gevent.joinall(twins, raise_error=True)]
+        done = [answer for answer in answers if answer.ok]
+        if not done:
+            return
+        self._tally.count("spawns sent several times at once")
+        # One of them may have been lost on its way, so that only the others were heard.
+        anew = sum(not answer.body["idempotent"] for answer in done)
+        if len({child_of(answer) for answer in done}) > 1 or anew > 1 or (len(done) == TWINS and not anew):
+            self._tally.find("twins", f"{len(done)} spawns at once by key {key} of {caller}: {anew} were told as new")

@@ -1,5 +1,6 @@
 """A user of a storm: a client with arrivals at given rates, and workers that do what is queued."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from locust.exception import StopUser
 
 from load.storms.arrivals import LAST_ANSWERS_S, Dispatcher, Stream
 from load.storms.client import Client, Tenant
+from load.storms.followers import Followers
 from load.storms.stage import Stage
 from load.storms.storming import Storming
 from load.storms.tally import Tally
@@ -39,6 +41,7 @@ class Scenario(User):
         self.stage: Stage = self.storming.stage
         self.dice = random.Random(self.storming.seed())
         self._workers = self.storming.share_of_workers()
+        self._ends = math.inf
         self._beside = Group()
         self.client = self._client(environment, connections=self.storming.in_flight + self._workers)
         # What waits for long would otherwise keep the arrivals from being sent.
@@ -72,6 +75,17 @@ class Scenario(User):
         """Do something beside the arrivals, which the end of the storm waits for."""
         self._beside.spawn(self._beside_the_arrivals, act, *arguments)
 
+    def follow(self) -> Followers:
+        """Readers of event streams, who stop with the arrivals."""
+        return Followers(
+            self.storming.host,
+            self.client,
+            self.tally,
+            self.dice,
+            later=self.later,
+            over=lambda: time.perf_counter() >= self._ends,
+        )
+
     @task
     def storm(self) -> None:
         """Prepare, and let it loose until its time is over; then this user is done."""
@@ -96,7 +110,7 @@ class Scenario(User):
     def _let_loose(self) -> None:
         streams = [replace(stream, rate=stream.rate * self.storming.pace) for stream in self.streams()]
         dispatcher = Dispatcher(self.tally, in_flight=self.storming.in_flight, most=self.storming.most, dice=self.dice)
-        end = time.perf_counter() + self.storming.seconds
+        self._ends = end = time.perf_counter() + self.storming.seconds
         tenants = self.worked()
         worker = Worker(self.client, self.tally, self.dice, self.later, careless=self.careless)
         workers = [gevent.spawn(worker.run, tenants, end) for _ in range(self._workers if tenants else 0)]

@@ -39,6 +39,7 @@ class Soak(Scenario):
         self.tenant = self.stage.tenant(self.name, drafts=["draft"])
         self.jobs: list[Job] = []
         self.repeats = Repeats(self.client, self.tally)
+        self.followers = self.follow()
         self.overdue = Overdue(self.client, self.waiters, self.tally, self.tenant, self.later)
         # Something to spawn into, to join and to cancel from the first moment on.
         if root := self.client.start(self.tenant):
@@ -67,6 +68,7 @@ class Soak(Scenario):
         if root is None:
             return
         self.jobs.append(Job(root, [root]))
+        self.followers.take(self.tenant, root)
         if len(self.jobs) > MOST_TREES:
             ended = self.jobs.pop(0)
             self.client.report(self.tenant, ended.root, "completed")

@@ -3,6 +3,7 @@
 import csv
 import time
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import gevent
@@ -55,13 +56,14 @@ class Watch:
         if not self._samples:
             return {}
         first, last = self._samples[0], self._samples[-1]
-        # A middle third beside a last one: what leaks goes on growing after it is warm.
+        # A middle third beside a last one: what leaks goes on growing after it is warm. By medians, for one
+        # sample may be high because of one answer.
         third = max(1, len(self._samples) // 3)
         return {
             "rss_mib_first": first.rss_mib,
             "rss_mib_max": max(sample.rss_mib for sample in self._samples),
-            "rss_mib_middle": max(sample.rss_mib for sample in self._samples[third:-third] or self._samples),
-            "rss_mib_last": last.rss_mib,
+            "rss_mib_middle": median(sample.rss_mib for sample in self._samples[third:-third] or self._samples),
+            "rss_mib_last": median(sample.rss_mib for sample in self._samples[-third:]),
             "api_cpu_s": last.api_cpu_s - first.api_cpu_s,
             "postgres_and_opa_cpu_s": last.below_cpu_s - first.below_cpu_s,
         }

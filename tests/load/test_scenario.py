@@ -129,6 +129,50 @@ Worker(client, tally, dice, at_once, careless=True).run([tenant], time.perf_coun
 Overdue(client, client, tally, tenant, at_once).plant(0.0)
 print(json.dumps(sorted({finding.split(":")[0] for finding in tally.findings})))
 """
+# A service that streams the events of its log, or what else the argument has it do.
+STREAMING_SERVICE = """
+import random
+from gevent.pywsgi import WSGIServer
+from load.storms.client import Answer, Tenant
+from load.storms.followers import Followers
+from load.storms.tally import Tally
+import load.storms.followers
+load.storms.followers.MOST_LINES, load.storms.followers.PAGE = 40, 30
+
+log = [f"{n}.0" for n in range(1, 101)]
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/event-stream")])
+    after = environ.get("HTTP_LAST_EVENT_ID")
+    start = log.index(after) + 1 if after else 0
+    if ARGUMENT == "repeats":
+        start = max(0, start - 1)
+    if ARGUMENT == "loses" and after:
+        start += 1
+    yield b": connected\\nretry: 1000\\n\\n"
+    for event_id in log[start:] if ARGUMENT != "ends early" else log[start:90]:
+        yield b"id: %b\\nevent: x\\ndata: {}\\n\\n: heartbeat\\n\\n" % event_id.encode()
+    yield b"event: end\\ndata: {}\\n\\n"
+
+class Pages:
+    def call(self, name, method, path, *, token):
+        _, _, query = path.partition("?")
+        terms = dict(term.split("=") for term in query.split("&"))
+        start = log.index(terms["after"]) + 1 if "after" in terms else 0
+        page = log[start : start + int(terms["limit"])]
+        events = [{"id": event_id} for event_id in page]
+        return Answer(200, {"events": events, "next": page[-1], "end": page[-1] == log[-1]})
+
+server = WSGIServer(("127.0.0.1", 0), application, log=None)
+server.start()
+tally = Tally()
+followers = Followers(
+    f"http://127.0.0.1:{server.server_port}", Pages(), tally, random.Random(1),
+    later=lambda act, *arguments: act(*arguments), over=lambda: False,
+)
+followers.take(Tenant("tenant", "token", "orchestrator"), "root")
+print(json.dumps([sorted({finding.split(":")[0] for finding in tally.findings}), tally.notes, tally.errors]))
+"""
 
 
 def told_by(program: str, argument: str = "") -> Any:
@@ -147,7 +191,7 @@ def promises() -> dict[str, list[list[str]]]:
 @pytest.mark.parametrize(
     ("storm", "promised"),
     [
-        ("CancellationStorm", ["cancelled root", "cancelled midway", "cancelled overlapping", "raced a fence"]),
+        ("CancellationStorm", ["cancelled root", "cancelled midway", "cancelled overlapping", "raced a fence", "logs"]),
         ("HighFanout", ["decided groups", "repeats"]),
         ("DeepTrees", ["the deepest run is at depth 0, wanted 10"]),
         ("DeniedCalls", ["max_fanout_exceeded", "target_not_published", "target_not_allowlisted", "scope_"]),
@@ -164,7 +208,20 @@ def test_a_storm_in_which_what_it_is_about_never_happened_fails(
 
 
 def test_keys_leases_and_timeouts_that_do_not_hold_are_found() -> None:
-    assert told_by(BROKEN_SERVICE) == ["conflict", "late", "lease", "overdue", "repeat"]
+    assert told_by(BROKEN_SERVICE) == ["conflict", "late", "lease", "overdue", "repeat", "twins"]
+
+
+def test_a_stream_that_is_cut_and_resumed_is_held_against_the_log() -> None:
+    found, notes, errors = told_by(STREAMING_SERVICE)
+    assert (found, errors, notes["logs heard as they are"]) == ([], {}, 1)
+    assert notes["streams cut"] > 5
+
+
+@pytest.mark.parametrize("fault", ["repeats", "loses", "ends early"])
+def test_a_stream_that_differs_from_the_log_is_found(fault: str) -> None:
+    found, notes, _ = told_by(STREAMING_SERVICE, fault)
+    assert found == ["events"]
+    assert "logs heard as they are" not in notes
 
 
 def test_who_waits_for_a_decision_takes_no_connection_from_the_arrivals() -> None:
