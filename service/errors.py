@@ -36,6 +36,7 @@ STATUS_OF: Mapping[type[RemitError], HTTPStatus] = {
     errors.TenantSaturatedError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.PolicyUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.LockTimeoutError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 # What a status that no command chose is called, such as an unknown path's.

@@ -145,3 +145,7 @@ class DatabaseUnavailableError(RemitError):
     def __init__(self, detail: str, *, retry_after_s: int = 1, **members: object) -> None:
         super().__init__(detail, **members)
         self.retry_after_s = retry_after_s
+
+
+class LockTimeoutError(DatabaseUnavailableError):
+    """PostgreSQL answers, but somebody has held a lock for longer than anybody waits."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from kernel import metrics
 from kernel.commands.draining import MAX_WATCHED, SMALL, Drain, Progress
-from kernel.domain.errors import DatabaseUnavailableError
+from kernel.domain.errors import DatabaseUnavailableError, LockTimeoutError
 from kernel.reconcilers.setting_aside import SetAside
 from kernel.store import drains
 from kernel.store.drains import OpenFence
@@ -57,12 +57,13 @@ class _Work:
         self.progress.remaining = self.target.active_runs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
-    """A fence of which only runs are left whose workers have a grace."""
+    """A fence of which only runs are left whose workers have a grace. While `probe` is active, not all have ended."""
 
     target: OpenFence
     run_ids: list[UUID]
+    probe: UUID
 
 
 class DrainCancellations:
@@ -144,14 +145,16 @@ class DrainCancellations:
                 work.is_large = True
                 async with self._large_turns:
                     await self._drain.execute(target, progress=work.progress)
-        except DatabaseUnavailableError:
-            raise
+        except DatabaseUnavailableError as error:
+            if not isinstance(error, LockTimeoutError):
+                raise
+            self._aside.add([cancellation_id], error)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a fence, the others are drained
             self._aside.add([cancellation_id], error)
         finally:
             work.done = True
         if work.progress.waiting:
-            self._waiting[cancellation_id] = _Waiting(target, work.progress.waiting)
+            self._waiting[cancellation_id] = _Waiting(target, work.progress.waiting, work.progress.waiting[0])
 
     async def _end_waits(self, session: ReadSession) -> None:
         """Take up again the fences whose grace has ended, or whose last workers have acknowledged."""
@@ -160,12 +163,18 @@ class DrainCancellations:
         ended = await drains.grace_ended(
             session, {cancellation_id: wait.target.tenant_id for cancellation_id, wait in self._waiting.items()}
         )
+        # One run of each is asked after, however many wait, and the others only when that has ended.
+        probes = [(wait.target.tenant_id, wait.probe) for wait in self._waiting.values()]
+        active = await drains.active_among(session, probes)
         for cancellation_id, wait in list(self._waiting.items()):
-            if cancellation_id in ended or (
-                len(wait.run_ids) <= MAX_WATCHED
-                and not await drains.any_active(session, wait.target.tenant_id, wait.run_ids)
-            ):
-                del self._waiting[cancellation_id]
+            if cancellation_id not in ended:
+                if wait.probe in active or len(wait.run_ids) > MAX_WATCHED:
+                    continue
+                probe = await drains.first_active(session, wait.target.tenant_id, wait.run_ids)
+                if probe is not None:
+                    wait.probe = probe
+                    continue
+            del self._waiting[cancellation_id]
 
     def _measure(self, works: Iterable[_Work]) -> None:
         """Runs under the fences of one tree overlap, so a tree counts no more of them than it has active."""

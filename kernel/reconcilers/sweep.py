@@ -9,7 +9,7 @@ from uuid import UUID
 
 from kernel import metrics
 from kernel.commands.aftermath import Aftermath
-from kernel.domain.errors import DatabaseUnavailableError
+from kernel.domain.errors import DatabaseUnavailableError, LockTimeoutError
 from kernel.reconcilers.setting_aside import SetAside
 from kernel.store import trees
 from kernel.store.engine import Database, ReadSession, WriteSession
@@ -116,7 +116,13 @@ class Sweep:
     async def _tree(self, key: TreeKey, row_ids: Sequence[UUID]) -> SweepCounts:
         settled = set_aside = 0
         for start in range(0, len(row_ids), MAX_PER_LOCK):
-            counts = await self._part(key, row_ids[start : start + MAX_PER_LOCK])
+            try:
+                counts = await self._part(key, row_ids[start : start + MAX_PER_LOCK])
+            except LockTimeoutError as error:
+                # The rest of its rows would wait in vain, too.
+                left = row_ids[start:]
+                self._aside.add(left, error)
+                return SweepCounts(settled, set_aside + len(left))
             settled += counts.settled
             set_aside += counts.set_aside
         return SweepCounts(settled, set_aside)

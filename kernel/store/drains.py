@@ -59,10 +59,14 @@ SELECT CASE WHEN pg_try_advisory_lock($1) THEN set_config('idle_session_timeout'
 """
 LEAVE = "SELECT pg_advisory_unlock($1), set_config('idle_session_timeout', '0', false)"
 
-STILL_ACTIVE = """
-SELECT EXISTS (
-  SELECT 1 FROM agent_runs WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[])
-    AND status IN ('queued', 'running', 'paused'))
+FIRST_ACTIVE = """
+SELECT run_id FROM agent_runs
+WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[]) AND status IN ('queued', 'running', 'paused') LIMIT 1
+"""
+ACTIVE_AMONG = """
+SELECT r.run_id FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
+JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
+WHERE r.status IN ('queued', 'running', 'paused')
 """
 
 _COLUMNS = "r.run_id, r.status, r.spawned_seq, r.ordinal"
@@ -505,10 +509,16 @@ async def grace_ended(session: ReadSession, waiting: Mapping[UUID, UUID]) -> set
     return {row["cancellation_id"] for row in rows}
 
 
-async def any_active(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> bool:
-    """Whether any of some runs is active."""
-    found: bool = await session.driver.fetchval(STILL_ACTIVE, tenant_id, run_ids)
+async def first_active(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> UUID | None:
+    """One of some runs that is active, if there is any."""
+    found: UUID | None = await session.driver.fetchval(FIRST_ACTIVE, tenant_id, run_ids)
     return found
+
+
+async def active_among(session: ReadSession, runs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
+    """Which of some runs, each given with its tenant, are active."""
+    tenant_ids, run_ids = [run[0] for run in runs], [run[1] for run in runs]
+    return {row["run_id"] for row in await session.driver.fetch(ACTIVE_AMONG, tenant_ids, run_ids)}
 
 
 async def read(session: ReadSession, tenant_id: UUID, cancellation_id: UUID) -> Cancellation | None:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from kernel.domain.errors import DatabaseUnavailableError
+from kernel.domain.errors import DatabaseUnavailableError, LockTimeoutError
 
 # A wait for a tree's lock that takes longer than this is an outage, and is answered like one.
 LOCK_TIMEOUT = "15s"
@@ -32,6 +32,8 @@ LOCK_TIMEOUT = "15s"
 IDLE_IN_TRANSACTION_TIMEOUT = "10s"
 CONNECT_TIMEOUT_S = 5.0
 
+# What SQLAlchemy wraps the driver's exceptions in.
+WRAPPERS = (DBAPIError, AsyncAdapt_asyncpg_dbapi.Error)
 # What asyncpg raises when the server is gone, starting up, shutting down or out of connections.
 UNAVAILABLE = (
     OSError,
@@ -42,7 +44,6 @@ UNAVAILABLE = (
     pg.InternalClientError,
     pg.OperatorInterventionError,
     pg.InsufficientResourcesError,
-    pg.LockNotAvailableError,
     pg.IdleInTransactionSessionTimeoutError,
     pg.IdleSessionTimeoutError,
 )
@@ -112,7 +113,8 @@ class Database:
         """Borrow a connection for reading.
 
         Raises:
-            DatabaseUnavailableError: when PostgreSQL does not answer.
+            DatabaseUnavailableError: when PostgreSQL does not answer; LockTimeoutError when it does, but a lock was not
+                to be had.
         """
         async with self._borrow() as (lent, driver):
             yield ReadSession(self.engine, lent, driver)
@@ -159,12 +161,13 @@ class Database:
                 lent.close()
         except PoolTimeoutError as error:
             raise DatabaseUnavailableError("every connection to the database is in use; try again shortly") from error
-        except (DBAPIError, AsyncAdapt_asyncpg_dbapi.Error) as error:
-            if isinstance(cause_of(error), UNAVAILABLE):
-                raise DatabaseUnavailableError(f"the database does not answer: {cause_of(error)}") from error
+        except (*WRAPPERS, *UNAVAILABLE, pg.LockNotAvailableError) as error:
+            cause = cause_of(error) if isinstance(error, WRAPPERS) else error
+            if isinstance(cause, pg.LockNotAvailableError):
+                raise LockTimeoutError(f"somebody has held a lock for {LOCK_TIMEOUT}; try again shortly") from error
+            if isinstance(cause, UNAVAILABLE):
+                raise DatabaseUnavailableError(f"the database does not answer: {cause}") from error
             raise
-        except UNAVAILABLE as error:
-            raise DatabaseUnavailableError(f"the database does not answer: {error}") from error
 
     def in_use(self) -> int:
         """How many connections are borrowed at this moment."""

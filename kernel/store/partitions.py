@@ -14,7 +14,7 @@ from typing import Literal
 import structlog
 from asyncpg import exceptions as pg
 
-from kernel.domain.errors import DatabaseUnavailableError
+from kernel.domain.errors import LockTimeoutError
 from kernel.store import planning
 from kernel.store.engine import Database, ReadSession, WriteSession
 
@@ -250,10 +250,8 @@ async def _impatiently(
                 await session.driver.execute(after, key)
             await session.driver.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'")
             yield session
-    except DatabaseUnavailableError as error:
-        if isinstance(error.__cause__, pg.LockNotAvailableError):
-            raise PostponedError("others hold a lock on it") from error
-        raise
+    except LockTimeoutError as error:
+        raise PostponedError("others hold a lock on it") from error
     except pg.DeadlockDetectedError as error:
         raise PostponedError("others held a lock on it") from error
     except pg.DuplicateTableError as error:

@@ -27,6 +27,7 @@ from kernel.store.engine import Database, ReadSession
 from kernel.wakeups import Wakeups
 from load.audit import audit
 from service.dependencies import Services
+from tests.faults.patience import impatient
 from tests.kit import Kit, Run, done
 from tests.orchestration_runtime_primitives.trees.forest import Forest
 
@@ -373,6 +374,58 @@ async def test_a_grace_ends_in_its_time_though_a_pass_lasts_longer(kit: Kit, dat
     async with long_pass(kit, database, root.agent_id):
         await until_drained(database, kit, fence.cancellation_id)
     assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 2
+
+
+async def test_a_fence_in_a_tree_that_is_held_for_too_long_is_set_aside(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team()
+    beside = await kit.root(root.agent_id)
+    forest = Forest(database, kit)
+    held, free = [(await forest.fence(one.run_id, "run")).cancellation_id for one in (root, beside)]
+    async with impatient(database, monkeypatch) as impatiently, database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        await DrainCancellations(impatiently).run_once()
+    assert (await state_of(database, kit, free)).state == "drained"
+    assert (await state_of(database, kit, held)).state == "draining"
+    await DrainCancellations(database).run_once()
+    assert (await state_of(database, kit, held)).state == "drained"
+
+
+async def test_graces_cost_one_question_a_look_however_many_they_are(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team()
+    works = []
+    for key in "abc":
+        child = done(await kit.spawn(root, key))["spawned_run_ids"][0]
+        works += done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 300}))["runs"]
+        done(await kit.api.post(CANCEL, {"caller_run_id": root.run_id, "run_id": child, "grace_s": 300}))
+    asked: list[int] = []
+    active_among, first_active = drains.active_among, drains.first_active
+
+    async def among(session: ReadSession, runs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
+        asked.append(len([run for run in runs if str(run[0]) == kit.tenant_id]))
+        return await active_among(session, runs)
+
+    async def first(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> UUID | None:
+        if str(tenant_id) == kit.tenant_id:
+            asked.append(-len(run_ids))
+        return await first_active(session, tenant_id, run_ids)
+
+    monkeypatch.setattr(drains, "active_among", among)
+    monkeypatch.setattr(drains, "first_active", first)
+    reconciler = DrainCancellations(database)
+    await reconciler.run_once()
+    asked.clear()
+    await reconciler.run_once()
+    assert set(asked) == {3}
+    lease = {"run_id": works[0]["run_id"], "lease": works[0]["lease"]}
+    done(await kit.api.post("/work/complete", {**lease, "status": "cancelled"}))
+    asked.clear()
+    await reconciler.run_once()
+    assert asked[:2] == [3, -1]
+    assert set(asked[2:]) <= {2}
 
 
 async def test_what_another_process_has_given_up_is_taken_up_though_a_pass_lasts_longer(
