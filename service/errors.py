@@ -98,6 +98,8 @@ def problem(
 
 def render(error: RemitError) -> Response:
     """The answer that a refusal becomes."""
+    # For the line that the log has of the request: a 503 alone does not say whose it is.
+    structlog.contextvars.bind_contextvars(code=error.code)
     headers: dict[str, str] = {}
     retry_after = getattr(error, "retry_after_s", None)
     if retry_after is not None:
