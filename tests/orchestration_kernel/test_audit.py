@@ -17,6 +17,7 @@ from kernel.reconcilers.expire_leases import expire_leases
 from kernel.reconcilers.time_out_joins import time_out_joins
 from kernel.store import migrate
 from load.audit import CHECKS, OVERDUE, audit
+from load.audit.check import Check
 from service.dependencies import Services
 from tests.kit import Kit, Run, done, refused
 
@@ -554,3 +555,15 @@ async def test_many_findings_of_one_kind_hide_no_other(scratch: asyncpg.Connecti
     assert len(payload) == 3
     assert payload[-1] == f"payload: and {runs - 2} more"
     assert [finding for finding in findings if finding.startswith("open_fences: tree")]
+
+
+async def test_the_audit_is_planned_for_whole_tables_whoever_lends_the_connection(kit: Kit, services: Services) -> None:
+    names = ("enable_seqscan", "plan_cache_mode")
+    said = " || ' ' || ".join(f"current_setting('{name}')" for name in names)
+    settings = Check("settings", f"SELECT tenant_id, {said} AS finding FROM tenants")
+    async with services.database.read() as session:
+        before = [await session.driver.fetchval(f"SHOW {name}") for name in names]
+        found = await audit(session.driver, tenant_id=kit.tenant_id, checks=[settings])
+        after = [await session.driver.fetchval(f"SHOW {name}") for name in names]
+    assert found == ["settings: on force_custom_plan"]
+    assert before == after == ["off", "force_generic_plan"]
