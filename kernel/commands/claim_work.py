@@ -272,19 +272,21 @@ class ClaimWorkCommand:
         taken: Sequence[Queued],
     ) -> dict[UUID, Granted]:
         tenant_id = lane.tenant_id
-        by_tree: dict[UUID, list[Queued]] = {}
+        # An event has one surface; a tree may have runs of both.
+        told_together: dict[tuple[UUID, str], list[Queued]] = {}
         for run in taken:
-            by_tree.setdefault(run.root_run_id, []).append(run)
+            told_together.setdefault((run.root_run_id, run.surface), []).append(run)
         rows: list[tuple[UUID, UUID, int, UUID]] = []
-        for root_run_id, started in by_tree.items():
+        for (root_run_id, surface), started in told_together.items():
             tree = locked[tenant_id, root_run_id]
             seq = tree.next_seq()
             tree.moved("queued", "running", len(started))
             rows.extend((run.run_id, root_run_id, seq, new_id()) for run in started)
             changes = [Change(run.run_id, RunStatus.RUNNING, run.group_id) for run in started]
-            tree.tell(lifecycle_event(tree, seq, changes, Surface(started[0].surface)))
+            tree.tell(lifecycle_event(tree, seq, changes, Surface(surface)))
         granted = await leases.grant(session, tenant_id, rows, lease_s=lane.lease_s, token_s=self._token_s)
-        await trees.advance(session, *(locked[tenant_id, root_run_id] for root_run_id in by_tree))
+        roots = dict.fromkeys(run.root_run_id for run in taken)
+        await trees.advance(session, *(locked[tenant_id, root_run_id] for root_run_id in roots))
         return granted
 
     async def _hand_over(self, tenant_id: UUID, granted: dict[UUID, Granted]) -> list[ClaimedRun]:
