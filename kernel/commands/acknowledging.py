@@ -24,7 +24,10 @@ async def cancel_covered(
         known: the runs as they stand under the lock.
     """
     live = {run_id: fence for run_id, fence in covered.items() if known[run_id].active}
-    ended = await end_runs(session, tree, [Ending(run_id, RunStatus.CANCELLED) for run_id in live], known=known)
+    endings = [
+        Ending(run_id, RunStatus.CANCELLED, cancellation_id=fence.cancellation_id) for run_id, fence in live.items()
+    ]
+    ended = await end_runs(session, tree, endings, known=known)
     if live:
         await runs.count_cancelled(session, tree.tenant_id, Counter(fence.cancellation_id for fence in live.values()))
         slug = known[next(iter(live))].tenant_slug

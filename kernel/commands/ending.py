@@ -25,12 +25,16 @@ MAX_SEEN = 500
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run ends: with a terminal status, and with what it gives back, as JSON texts."""
+    """How a run ends: with a terminal status, and with what it gives back, as JSON texts.
+
+    `cancellation_id` is the fence that counts it, of one that is cancelled other than by a drain.
+    """
 
     run_id: UUID
     status: RunStatus
     output: str | None = None
     error: str | None = None
+    cancellation_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Ended:
 async def end_runs(
     session: WriteSession, tree: LockedTree, endings: Sequence[Ending], *, known: Mapping[UUID, Run] | None = None
 ) -> Ended:
-    """End runs of a locked tree, all of them or any number of one surface with one transition.
+    """End runs of a locked tree, any number of one surface, and under one fence if any, with one transition.
 
     Writes statuses, payloads, events, the tallies of their groups and what those decide; takes back leases and
     deadlines; and sets the fences of parents whose policy cancels what is left below them. Runs that have ended already
@@ -56,17 +60,17 @@ async def end_runs(
     if known is None:
         known = await runs.load(session, tree.tenant_id, [ending.run_id for ending in endings])
     live = [ending for ending in endings if ending.run_id in known and known[ending.run_id].active]
-    by_surface: dict[Surface, list[Ending]] = {}
+    told_together: dict[tuple[Surface, UUID | None], list[Ending]] = {}
     for ending in live:
-        by_surface.setdefault(known[ending.run_id].surface, []).append(ending)
+        told_together.setdefault((known[ending.run_id].surface, ending.cancellation_id), []).append(ending)
     finalized_at: dict[UUID, datetime] = {}
     aftermath = Aftermath()
     counted: list[tuple[int, dict[UUID, tuple[int, int]]]] = []
-    for surface, together in by_surface.items():
+    for (surface, cancellation_id), together in told_together.items():
         seq = tree.next_seq()
         ends = [(e.run_id, e.status, e.output, e.error) for e in together]
         finalized_at |= await runs.end(session, tree.tenant_id, ends, seq=seq)
-        changes = [Change(ending.run_id, ending.status, known[ending.run_id].group_id) for ending in together]
+        changes = [Change(e.run_id, e.status, known[e.run_id].group_id, cancellation_id) for e in together]
         tree.tell(lifecycle_event(tree, seq, changes, surface))
         counted.append((seq, _tallies(together, known)))
     for ending in live:

@@ -12,23 +12,27 @@ from kernel.store.trees import LockedTree
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A run and the status that it has reached."""
+    """A run and the status that it has reached; of one that a fence counts as cancelled, the fence."""
 
     run_id: UUID
     status: RunStatus
     group_id: UUID | None
+    cancellation_id: UUID | None = None
 
 
 def lifecycle_event(tree: LockedTree, seq: int, changes: Sequence[Change], surface: Surface) -> Event:
-    """One event for all the runs that changed with this number.
+    """One event for all the runs that changed with this number, under the same fence if under any.
 
     Of one run it is what the stream shows; of several, the stream makes one event of each of the `children`.
     """
+    cancellation_id = changes[0].cancellation_id
+    fence = {"cancellation_id": str(cancellation_id)} if cancellation_id is not None else {}
     children = [
         {
             "child_run_id": str(change.run_id),
             "status": change.status.value,
             "orchestration_group_id": str(change.group_id) if change.group_id is not None else None,
+            **fence,
         }
         for change in changes
     ]
@@ -36,7 +40,7 @@ def lifecycle_event(tree: LockedTree, seq: int, changes: Sequence[Change], surfa
     data: dict[str, object] = (
         dict(children[0])
         if len(children) == 1
-        else {"status": statuses.pop().value if len(statuses) == 1 else None, "children": children}
+        else {"status": statuses.pop().value if len(statuses) == 1 else None, "children": children, **fence}
     )
     return Event(
         tenant_id=tree.tenant_id,

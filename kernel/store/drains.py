@@ -233,12 +233,14 @@ LEFT JOIN LATERAL (
 ) c ON true
 """
 
-# What a fence has cancelled, as its events tell it.
+# What a fence has cancelled, as the events of its drain tell it, and those of runs that ended under it by themselves.
 CANCELLED_IDS = """
-SELECT e.subjects FROM run_events e
-WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3 AND e.type = 'orchestration.cancellation_propagation'
+SELECT s.run_id FROM run_events e
+CROSS JOIN LATERAL unnest(e.subjects) WITH ORDINALITY AS s (run_id, n)
+WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3
+  AND e.type IN ('orchestration.cancellation_propagation', 'orchestration.child_lifecycle')
   AND e.data ->> 'cancellation_id' = $4
-ORDER BY e.seq LIMIT $5
+ORDER BY e.seq, s.n LIMIT $5
 """
 
 # What cancelled a run stands in the event of its end, where that was a drain.
@@ -606,22 +608,16 @@ async def reasons_of_ends(
 
 
 async def cancelled_ids(session: ReadSession, tenant_id: UUID, cancellation: Cancellation, limit: int) -> list[UUID]:
-    """The first runs that a fence has cancelled, in the order of their drain."""
+    """The first runs that a fence has cancelled, in the order of their ends."""
     rows = await session.driver.fetch(
         CANCELLED_IDS,
         tenant_id,
         cancellation.root_run_id,
         cancellation.fence_seq,
         str(cancellation.cancellation_id),
-        # More chunks than that only where each of them is tiny.
-        100,
+        limit,
     )
-    found: list[UUID] = []
-    for row in rows:
-        found.extend(row["subjects"])
-        if len(found) >= limit:
-            break
-    return found[:limit]
+    return [row["run_id"] for row in rows]
 
 
 def _walk(target: OpenFence) -> str:

@@ -1,5 +1,6 @@
 """Cancelling over HTTP: what is covered, what is answered, and by whom it may be asked for."""
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -280,6 +281,26 @@ async def test_a_leased_run_keeps_its_grace_and_reads_as_cancelled_at_once(kit: 
     assert (await kit.api.post("/work/complete", {**body, "status": "completed"})).status_code == 409
     done(await kit.api.post("/work/complete", {**body, "status": "cancelled"}))
     assert await status_of(kit, leased) == "cancelled"
+
+
+async def test_what_acknowledges_is_listed_with_what_is_drained(kit: Kit) -> None:
+    root, _ = await kit.team()
+    leased = [await child(kit, root, key) for key in "abc"]
+    works = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "max_runs": 3}))["runs"]
+    waiting = await child(kit, root, "waiting")
+    waits = asyncio.create_task(cancel(kit, root, root.run_id, include_root=False, grace_s=600, wait_s=3))
+    async with asyncio.timeout(10):
+        while await status_of(kit, leased[0]) != "cancelled":  # noqa: ASYNC110 - a fence is told to nobody
+            await asyncio.sleep(0.02)
+    for work in works:
+        body = {"run_id": work["run_id"], "lease": work["lease"], "status": "cancelled"}
+        done(await kit.api.post("/work/complete", body))
+    answer = await waits
+    assert (answer["cancelled_count"], set(answer["cancelled_run_ids"])) == (4, {waiting, *leased})
+    events = done(await kit.api.get(f"/agents/runs/{root.run_id}/events?limit=1000"))["events"]
+    told = [event for event in events if event["data"].get("status") == "cancelled"]
+    assert {event["subject"] for event in told} == set(leased)
+    assert {event["data"]["cancellation_id"] for event in told} == {answer["cancellation_id"]}
 
 
 async def test_of_overlapping_graces_the_earliest_end_wins(kit: Kit) -> None:
