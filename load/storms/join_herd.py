@@ -62,7 +62,7 @@ class JoinHerd(Scenario):
     def streams(self) -> Sequence[Stream]:
         return [
             Stream("herd", 0.15, self.gather, evenly=True),
-            Stream("end", 50.0, self.end),
+            Stream("end", 40.0, self.end),
             Stream("burst", 0.3, self.burst, evenly=True),
             Stream("join", 3.0, self.join),
         ]
