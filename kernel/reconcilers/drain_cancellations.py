@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -145,11 +145,10 @@ class DrainCancellations:
                 work.is_large = True
                 async with self._large_turns:
                     await self._drain.execute(target, progress=work.progress)
-        except DatabaseUnavailableError as error:
-            if not isinstance(error, LockTimeoutError):
+        except Exception as error:
+            if isinstance(error, DatabaseUnavailableError) and not isinstance(error, LockTimeoutError):
                 raise
-            self._aside.add([cancellation_id], error)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a fence, the others are drained
+            # Whatever is wrong with a fence, or with who holds its tree, the others are drained.
             self._aside.add([cancellation_id], error)
         finally:
             work.done = True
@@ -167,14 +166,16 @@ class DrainCancellations:
         probes = [(wait.target.tenant_id, wait.probe) for wait in self._waiting.values()]
         active = await drains.active_among(session, probes)
         for cancellation_id, wait in list(self._waiting.items()):
-            if cancellation_id not in ended:
-                if wait.probe in active or len(wait.run_ids) > MAX_WATCHED:
-                    continue
-                probe = await drains.first_active(session, wait.target.tenant_id, wait.run_ids)
-                if probe is not None:
-                    wait.probe = probe
-                    continue
-            del self._waiting[cancellation_id]
+            if cancellation_id in ended or not await self._is_active(session, wait, active):
+                del self._waiting[cancellation_id]
+
+    async def _is_active(self, session: ReadSession, wait: _Waiting, active: Collection[UUID]) -> bool:
+        """Whether a fence may still wait for one of its runs, some of which are known to be active."""
+        if wait.probe in active or len(wait.run_ids) > MAX_WATCHED:
+            return True
+        probe = await drains.first_active(session, wait.target.tenant_id, wait.run_ids)
+        wait.probe = probe or wait.probe
+        return probe is not None
 
     def _measure(self, works: Iterable[_Work]) -> None:
         """Runs under the fences of one tree overlap, so a tree counts no more of them than it has active."""

@@ -1,4 +1,4 @@
-"""Spawns that are sent again or twice at once, as clients do that hear no answer, and as they should not."""
+"""Spawns that are sent again, or several times at once, as clients do that hear no answer, and as they should not."""
 
 import uuid
 from itertools import cycle

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import drains
 from kernel.store.engine import Database
 from tests.faults.clocks import set_back
@@ -283,18 +284,19 @@ async def test_a_leased_run_keeps_its_grace_and_reads_as_cancelled_at_once(kit: 
     assert await status_of(kit, leased) == "cancelled"
 
 
-async def test_what_acknowledges_is_listed_with_what_is_drained(kit: Kit) -> None:
+async def test_what_acknowledges_is_listed_with_what_is_drained(kit: Kit, database: Database) -> None:
     root, _ = await kit.team()
     leased = [await child(kit, root, key) for key in "abc"]
     works = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "max_runs": 3}))["runs"]
     waiting = await child(kit, root, "waiting")
-    waits = asyncio.create_task(cancel(kit, root, root.run_id, include_root=False, grace_s=600, wait_s=3))
+    waits = asyncio.create_task(cancel(kit, root, root.run_id, include_root=False, grace_s=600, wait_s=30))
     async with asyncio.timeout(10):
         while await status_of(kit, leased[0]) != "cancelled":  # noqa: ASYNC110 - a fence is told to nobody
             await asyncio.sleep(0.02)
     for work in works:
         body = {"run_id": work["run_id"], "lease": work["lease"], "status": "cancelled"}
         done(await kit.api.post("/work/complete", body))
+    await DrainCancellations(database).run_once()
     answer = await waits
     assert (answer["cancelled_count"], set(answer["cancelled_run_ids"])) == (4, {waiting, *leased})
     events = done(await kit.api.get(f"/agents/runs/{root.run_id}/events?limit=1000"))["events"]
