@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -82,6 +82,7 @@ class DrainCancellations:
         self._large_turns = asyncio.Semaphore(PARALLEL_LARGE_DRAINS)
         self._waiting: dict[UUID, _Waiting] = {}
         self._aside = SetAside(NAME)
+        self._failed: dict[UUID, _Work] = {}
 
     async def run_once(self) -> DrainCounts:
         """Drain the fences that are open, and those that are set meanwhile."""
@@ -99,7 +100,7 @@ class DrainCancellations:
                     for target in await self._open([*works, *left], limit=min(MAX_FENCES, MAX_AHEAD - ahead)):
                         work = works[target.fence.cancellation_id] = _Work(target)
                         running.add(asyncio.create_task(self._one(work)))
-                self._measure(works.values())
+                self._measure(works)
                 if not running:
                     return DrainCounts(fences, runs)
                 done, running = await asyncio.wait(running, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -131,9 +132,10 @@ class DrainCancellations:
             return []
         async with self._database.read() as session:
             await self._end_waits(session)
-            return await drains.open_fences(
-                session, limit=limit, passing_over=[*self._waiting, *self._aside.row_ids, *known]
-            )
+            aside = self._aside.row_ids
+            found = await drains.open_fences(session, limit=limit, passing_over=[*self._waiting, *aside, *known])
+        self._failed = {row_id: self._failed[row_id] for row_id in aside if row_id in self._failed}
+        return found
 
     async def _one(self, work: _Work) -> None:
         target, cancellation_id = work.target, work.target.fence.cancellation_id
@@ -150,6 +152,7 @@ class DrainCancellations:
                 raise
             # Whatever is wrong with a fence, or with who holds its tree, the others are drained.
             self._aside.add([cancellation_id], error)
+            self._failed[cancellation_id] = work
         finally:
             work.done = True
         if work.progress.waiting:
@@ -177,10 +180,13 @@ class DrainCancellations:
         wait.probe = probe or wait.probe
         return probe is not None
 
-    def _measure(self, works: Iterable[_Work]) -> None:
-        """Runs under the fences of one tree overlap, so a tree counts no more of them than it has active."""
+    def _measure(self, works: Mapping[UUID, _Work]) -> None:
+        """Runs under the fences of one tree overlap, so a tree counts no more of them than it has active.
+
+        What was set aside is no less undrained for that.
+        """
         by_tree: dict[TreeKey, list[_Work]] = defaultdict(list)
-        for work in works:
+        for work in (self._failed | works).values():
             by_tree[work.target.tenant_id, work.target.root_run_id].append(work)
         backlog = sum(
             min(sum(work.progress.remaining for work in here), here[0].target.active_runs) for here in by_tree.values()
