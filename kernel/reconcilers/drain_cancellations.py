@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -180,7 +180,7 @@ class DrainCancellations:
         wait.probe = probe or wait.probe
         return probe is not None
 
-    def _measure(self, works: Mapping[UUID, _Work]) -> None:
+    def _measure(self, works: dict[UUID, _Work]) -> None:
         """Runs under the fences of one tree overlap, so a tree counts no more of them than it has active.
 
         What was set aside is no less undrained for that.
