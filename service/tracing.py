@@ -28,7 +28,7 @@ from kernel import metrics
 from kernel.commands.claim_work import ClaimedRun
 from kernel.commands.run_graph import RunGraphCommand
 from kernel.commands.spawning.order import SpawnOrder
-from kernel.commands.spawning.pipeline import SpawnPipeline
+from kernel.commands.spawning.pipeline import Postponed, SpawnPipeline
 from kernel.commands.spawning.verdicts import Outcome
 from kernel.domain.errors import RemitError
 from kernel.domain.principal import Principal
@@ -158,10 +158,10 @@ class TracedPipeline(SpawnPipeline):
     linked both ways.
     """
 
-    async def execute(self, batch: Sequence[SpawnOrder]) -> list[Outcome]:
+    async def execute(self, batch: Sequence[SpawnOrder], *, waits: bool = True) -> list[Outcome | Postponed]:
         """Execute orders of any tenants and trees, each on its own merits."""
         if not trace.get_current_span().is_recording():
-            return await super().execute(batch)
+            return await super().execute(batch, waits=waits)
         others = [context for context in map(_origin, batch[1:]) if context is not None]
         with _tracer.start_as_current_span(
             "spawn", attributes={"remit.orders": len(batch)}, links=[Link(context) for context in others], **_QUIETLY
@@ -172,7 +172,7 @@ class TracedPipeline(SpawnPipeline):
                 for context in others
             ]
             try:
-                return await super().execute(batch)
+                return await super().execute(batch, waits=waits)
             finally:
                 for other in shared:
                     other.end()

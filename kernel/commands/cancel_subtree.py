@@ -17,7 +17,7 @@ from kernel.commands.fencing import set_fence
 from kernel.commands.lanes import Lanes
 from kernel.commands.root_lookups import RootLookups
 from kernel.commands.spawning.refusals import count_decisions
-from kernel.domain.errors import NotFoundError, RemitError
+from kernel.domain.errors import LockTimeoutError, NotFoundError, RemitError
 from kernel.domain.events import Surface
 from kernel.domain.fences import Fence, FenceScope, StandingFences, Step
 from kernel.domain.principal import Principal
@@ -28,7 +28,7 @@ from kernel.policy.records import DecisionRecord
 from kernel.store import decisions, drains, trees
 from kernel.store.drains import Cancellation, FenceAbove, OpenFence
 from kernel.store.engine import Database, ReadSession, WriteSession
-from kernel.store.trees import TreeKey
+from kernel.store.trees import TreeHeldError, TreeKey
 from kernel.wakeups import Wakeups
 
 DEFAULT_REASON = "cancelled_by_orchestration"
@@ -308,7 +308,16 @@ class CancelSubtreeCommand:
                 return cancellation
             if target is not None and monotonic() >= own_turn and not progress.waiting:
                 # No reconciler has taken it up. Where one has, this finds it busy.
-                done = await self._drain.execute(target, timeout_s=left, keep_ids=MAX_LISTED - len(progress.first_ids))
+                try:
+                    done = await self._drain.execute(
+                        target,
+                        timeout_s=left,
+                        keep_ids=MAX_LISTED - len(progress.first_ids),
+                        patience_ms=max(int(left * 1000), 1),
+                    )
+                except (TreeHeldError, LockTimeoutError):
+                    # The fence stands all the same; how far its drain has come is what there is to tell.
+                    continue
                 progress.cancelled += done.cancelled
                 progress.first_ids.extend(done.first_ids)
                 progress.waiting.extend(done.waiting)

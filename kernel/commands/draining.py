@@ -114,6 +114,7 @@ class Drain:
         timeout_s: float | None = None,
         keep_ids: int = 0,
         progress: Progress | None = None,
+        patience_ms: int | None = None,
     ) -> Progress:
         """Drain a fence, or begin to.
 
@@ -123,6 +124,10 @@ class Drain:
             timeout_s: begin no further chunk after that many seconds.
             keep_ids: how many ids of cancelled runs to hand back.
             progress: kept up to date while the drain is at work, for whoever watches it.
+            patience_ms: begin nothing where the tree is not to be had so soon.
+
+        Raises:
+            TreeHeldError: when it was not.
         """
         progress = progress if progress is not None else Progress()
         async with self._database.read() as session:
@@ -130,7 +135,15 @@ class Drain:
                 progress.busy = True
                 return progress
             try:
-                await self._drain(session, target, progress, at_most=at_most, timeout_s=timeout_s, keep_ids=keep_ids)
+                await self._drain(
+                    session,
+                    target,
+                    progress,
+                    at_most=at_most,
+                    timeout_s=timeout_s,
+                    keep_ids=keep_ids,
+                    patience_ms=patience_ms,
+                )
             except BaseException:
                 # The connection must not go back to the pool with our lock and our list on it.
                 session.driver.terminate()
@@ -151,6 +164,7 @@ class Drain:
         at_most: int | None,
         timeout_s: float | None,
         keep_ids: int,
+        patience_ms: int | None,
     ) -> None:
         if await drains.open_fence(session, target.tenant_id, target.fence.cancellation_id) is None:
             progress.drained = True
@@ -167,7 +181,14 @@ class Drain:
         while True:
             part = drains.chunk(listed, after)
             after += part.size
-            changed = await self._cancel(session, target, part, progress, keep_ids=keep_ids - len(progress.first_ids))
+            changed = await self._cancel(
+                session,
+                target,
+                part,
+                progress,
+                keep_ids=keep_ids - len(progress.first_ids),
+                patience_ms=patience_ms if part.after == 0 else None,
+            )
             progress.cancelled += changed.runs
             progress.remaining = listed.active - after
             progress.first_ids.extend(changed.first_ids)
@@ -175,11 +196,18 @@ class Drain:
                 return
 
     async def _cancel(
-        self, session: ReadSession, target: OpenFence, part: Chunk, progress: Progress, *, keep_ids: int
+        self,
+        session: ReadSession,
+        target: OpenFence,
+        part: Chunk,
+        progress: Progress,
+        *,
+        keep_ids: int,
+        patience_ms: int | None,
     ) -> Changed:
         """Cancel one chunk in one transaction, which also closes the fence where nothing is left."""
         async with self._database.write_on(session) as writing:
-            tree = await trees.lock_one(writing, target.tenant_id, target.root_run_id)
+            tree = await trees.lock_one(writing, target.tenant_id, target.root_run_id, patience_ms=patience_ms)
             is_end = part.is_last and not progress.waiting
             done = await _cancel_part(writing, tree, target, part, keep_ids=keep_ids, is_end=is_end)
             await trees.advance(writing, tree)

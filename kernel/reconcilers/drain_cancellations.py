@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
@@ -12,10 +12,10 @@ from kernel import metrics
 from kernel.commands.draining import MAX_WATCHED, SMALL, Drain, Progress
 from kernel.domain.errors import DatabaseUnavailableError, LockTimeoutError
 from kernel.reconcilers.setting_aside import SetAside
-from kernel.store import drains
+from kernel.store import drains, trees
 from kernel.store.drains import OpenFence
 from kernel.store.engine import Database, ReadSession
-from kernel.store.trees import TreeKey
+from kernel.store.trees import TreeHeldError, TreeKey
 from kernel.wakeups import Wakeups
 
 NAME = "drain_cancellations"
@@ -24,6 +24,9 @@ MAX_FENCES = 64
 MAX_AHEAD = 256
 PARALLEL_DRAINS = 3
 PARALLEL_LARGE_DRAINS = 2
+# A drain that does not get the lock of its tree so soon gives up its turn, and waits among so many for its tree alone.
+PATIENCE_MS = 250
+PARALLEL_WAITS = 2
 # How soon fences that are set during a long drain are taken up beside it.
 LOOK_S = 0.25
 # How soon a fence that another process was draining is taken up here: that process may have died since, or given up.
@@ -82,7 +85,9 @@ class DrainCancellations:
         self._large_turns = asyncio.Semaphore(PARALLEL_LARGE_DRAINS)
         self._waiting: dict[UUID, _Waiting] = {}
         self._aside = SetAside(NAME)
-        self._failed: dict[UUID, _Work] = {}
+        self._waits = asyncio.Semaphore(PARALLEL_WAITS)
+        # What is active in the trees of fences that are set aside: they are no less undrained for that.
+        self._aside_runs: dict[TreeKey, int] = {}
 
     async def run_once(self) -> DrainCounts:
         """Drain the fences that are open, and those that are set meanwhile."""
@@ -100,7 +105,7 @@ class DrainCancellations:
                     for target in await self._open([*works, *left], limit=min(MAX_FENCES, MAX_AHEAD - ahead)):
                         work = works[target.fence.cancellation_id] = _Work(target)
                         running.add(asyncio.create_task(self._one(work)))
-                self._measure(works)
+                self._measure(works.values())
                 if not running:
                     return DrainCounts(fences, runs)
                 done, running = await asyncio.wait(running, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -112,8 +117,10 @@ class DrainCancellations:
                     del works[cancellation_id]
                     fences += work.progress.drained
                     runs += work.progress.cancelled
-                    # One that waits for the end of a grace is taken up when that has come, and not later.
-                    if not work.progress.drained and cancellation_id not in self._waiting:
+                    # One that waits for the end of a grace is taken up when that has come, and not later; so is one
+                    # whose tree is waited for, when that is free.
+                    known = {*self._waiting, *self._aside.row_ids}
+                    if not (work.progress.drained or known & {cancellation_id, work.target.root_run_id}):
                         left[cancellation_id] = monotonic() + AGAIN_S
                 # A long drain is no standstill.
                 metrics.RECONCILER_LAST_RUN_SECONDS.labels(NAME).set(time.time())
@@ -133,30 +140,66 @@ class DrainCancellations:
         async with self._database.read() as session:
             await self._end_waits(session)
             aside = self._aside.row_ids
-            found = await drains.open_fences(session, limit=limit, passing_over=[*self._waiting, *aside, *known])
-        self._failed = {row_id: self._failed[row_id] for row_id in aside if row_id in self._failed}
+            found = await drains.open_fences(
+                session, limit=limit, passing_over=[*self._waiting, *aside, *known], elsewhere_than=aside
+            )
+            # Asked last: what fails from here on counts among the works until the next look.
+            aside = self._aside.row_ids
+            self._aside_runs = await drains.active_under_open(session, aside) if aside else {}
         return found
 
     async def _one(self, work: _Work) -> None:
         target, cancellation_id = work.target, work.target.fence.cancellation_id
         try:
-            # What is small goes ahead of what is large.
-            async with self._turns:
-                await self._drain.execute(target, at_most=SMALL, progress=work.progress)
-            if not (work.progress.drained or work.progress.busy or work.progress.waiting or self._stopping):
-                work.is_large = True
-                async with self._large_turns:
-                    await self._drain.execute(target, progress=work.progress)
-        except Exception as error:
-            if isinstance(error, DatabaseUnavailableError) and not isinstance(error, LockTimeoutError):
-                raise
-            # Whatever is wrong with a fence, or with who holds its tree, the others are drained.
+            while await self._is_held(work) and await self._wait_for(target):
+                pass
+            if work.progress.waiting:
+                self._waiting[cancellation_id] = _Waiting(target, work.progress.waiting, work.progress.waiting[0])
+        except LockTimeoutError as error:
+            self._aside.add_tree(target.root_run_id, error)
+        except DatabaseUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a fence, the others are drained
             self._aside.add([cancellation_id], error)
-            self._failed[cancellation_id] = work
         finally:
             work.done = True
-        if work.progress.waiting:
-            self._waiting[cancellation_id] = _Waiting(target, work.progress.waiting, work.progress.waiting[0])
+
+    async def _is_held(self, work: _Work) -> bool:
+        """Drain a fence in its turn; whether nothing could be done because somebody holds its tree."""
+        try:
+            await self._drain_in_turn(work)
+        except TreeHeldError:
+            return True
+        return False
+
+    async def _drain_in_turn(self, work: _Work) -> None:
+        """Drain a fence, what is small ahead of what is large.
+
+        Raises:
+            TreeHeldError: when somebody holds its tree; nothing was done.
+        """
+        async with self._turns:
+            if work.target.root_run_id in self._aside.row_ids:
+                return
+            await self._drain.execute(work.target, at_most=SMALL, progress=work.progress, patience_ms=PATIENCE_MS)
+        if not (work.progress.drained or work.progress.busy or work.progress.waiting or self._stopping):
+            work.is_large = True
+            async with self._large_turns:
+                if work.target.root_run_id not in self._aside.row_ids:
+                    await self._drain.execute(work.target, progress=work.progress, patience_ms=PATIENCE_MS)
+
+    async def _wait_for(self, target: OpenFence) -> bool:
+        """Wait until nobody holds a tree, one for all of its fences; whether this one did, and it is free.
+
+        Raises:
+            LockTimeoutError: when it was waited for in vain.
+        """
+        if target.root_run_id in self._aside.row_ids:
+            return False
+        with self._aside.waiting_for(target.root_run_id):
+            async with self._waits, self._database.write() as session:
+                await trees.lock_one(session, target.tenant_id, target.root_run_id)
+        return True
 
     async def _end_waits(self, session: ReadSession) -> None:
         """Take up again the fences whose grace has ended, or whose last workers have acknowledged."""
@@ -180,15 +223,16 @@ class DrainCancellations:
         wait.probe = probe or wait.probe
         return probe is not None
 
-    def _measure(self, works: dict[UUID, _Work]) -> None:
+    def _measure(self, works: Iterable[_Work]) -> None:
         """Runs under the fences of one tree overlap, so a tree counts no more of them than it has active.
 
-        What was set aside is no less undrained for that.
+        Of a tree whose fences are set aside nobody knows how many of its runs they cover, so all that are active count.
         """
         by_tree: dict[TreeKey, list[_Work]] = defaultdict(list)
-        for work in (self._failed | works).values():
+        for work in works:
             by_tree[work.target.tenant_id, work.target.root_run_id].append(work)
-        backlog = sum(
-            min(sum(work.progress.remaining for work in here), here[0].target.active_runs) for here in by_tree.values()
-        )
+        backlog = sum(active for tree, active in self._aside_runs.items() if tree not in by_tree)
+        for here in by_tree.values():
+            active = max(work.target.active_runs for work in here)
+            backlog += min(sum(work.progress.remaining for work in here), active)
         metrics.CANCEL_BACKLOG_RUNS.set(backlog + sum(len(wait.run_ids) for wait in self._waiting.values()))

@@ -28,7 +28,7 @@ LOOK_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class SweepCounts:
-    """What a pass has settled, and what it has set aside."""
+    """What a pass has settled, and what it has set aside: rows, and trees."""
 
     settled: int = 0
     set_aside: int = 0
@@ -102,11 +102,12 @@ class Sweep:
     async def _find(self, under_way: Iterable[TreeKey]) -> dict[TreeKey, list[UUID]]:
         """What is due, tree by tree."""
         async with self._database.read() as session:
+            aside = self._aside.row_ids
             found = await self._due.find(
                 session,
                 limit=MAX_FOUND,
-                passing_over=self._aside.row_ids,
-                elsewhere_than=[root_run_id for _, root_run_id in under_way],
+                passing_over=aside,
+                elsewhere_than=[*(root_run_id for _, root_run_id in under_way), *aside],
             )
         by_tree: dict[TreeKey, list[UUID]] = {}
         for key, row_id in found:
@@ -120,9 +121,8 @@ class Sweep:
                 counts = await self._part(key, row_ids[start : start + MAX_PER_LOCK])
             except LockTimeoutError as error:
                 # The rest of its rows would wait in vain, too.
-                left = row_ids[start:]
-                self._aside.add(left, error)
-                return SweepCounts(settled, set_aside + len(left))
+                self._aside.add_tree(key[1], error)
+                return SweepCounts(settled, set_aside + 1)
             settled += counts.settled
             set_aside += counts.set_aside
         return SweepCounts(settled, set_aside)
@@ -144,8 +144,9 @@ class Sweep:
             settled = await self._settle_locked(key, row_ids, wait=False)
         if settled is None:
             # Whoever waits keeps its connection, so few do.
-            async with self._waits:
-                settled = await self._settle_locked(key, row_ids, wait=True)
+            with self._aside.waiting_for(key[1]):
+                async with self._waits:
+                    settled = await self._settle_locked(key, row_ids, wait=True)
         return settled or 0
 
     async def _settle_locked(self, key: TreeKey, row_ids: Sequence[UUID], *, wait: bool) -> int | None:

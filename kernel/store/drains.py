@@ -40,8 +40,18 @@ ORDER BY c.fenced_at
 OPEN = _OPEN.format(
     found="""
   SELECT * FROM cancellations WHERE drained_at IS NULL AND cancellation_id NOT IN (SELECT unnest($2::uuid[]))
+    AND root_run_id NOT IN (SELECT unnest($3::uuid[]))
   ORDER BY fenced_at LIMIT $1"""
 )
+# How many runs are active in the trees of some open fences, which are told by their own ids or by those of their roots.
+ACTIVE_UNDER_OPEN = """
+SELECT t.tenant_id, t.root_run_id, t.queued_runs + t.running_runs + t.paused_runs AS active_runs
+FROM (
+  SELECT DISTINCT tenant_id, root_run_id FROM cancellations
+  WHERE drained_at IS NULL AND (cancellation_id = ANY ($1::uuid[]) OR root_run_id = ANY ($1::uuid[]))
+) c
+JOIN run_trees t ON t.tenant_id = c.tenant_id AND t.root_run_id = c.root_run_id
+"""
 # Said so that it is looked up by its id, and not among all that are open.
 OPEN_ONE = _OPEN.format(
     found="SELECT * FROM cancellations WHERE tenant_id = $1 AND cancellation_id = $2 AND num_nulls(drained_at) = 1"
@@ -63,9 +73,12 @@ FIRST_ACTIVE = """
 SELECT run_id FROM agent_runs
 WHERE tenant_id = $1 AND run_id = ANY ($2::uuid[]) AND status IN ('queued', 'running', 'paused') LIMIT 1
 """
+# Each by its key: a plan that was made while the table was empty would join it as a whole.
 ACTIVE_AMONG = """
 SELECT r.run_id FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
-JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
+CROSS JOIN LATERAL (
+  SELECT run_id, status FROM agent_runs WHERE tenant_id = q.tenant_id AND run_id = q.run_id OFFSET 0
+) r
 WHERE r.status IN ('queued', 'running', 'paused')
 """
 
@@ -382,9 +395,27 @@ class Changed:
         return self.before.total()
 
 
-async def open_fences(session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = ()) -> list[OpenFence]:
-    """Fences of all tenants that are not drained, the longest open first."""
-    return [_open_fence(row) for row in await session.driver.fetch(OPEN, limit, list(passing_over))]
+async def open_fences(
+    session: ReadSession, *, limit: int, passing_over: Sequence[UUID] = (), elsewhere_than: Sequence[UUID] = ()
+) -> list[OpenFence]:
+    """Fences of all tenants that are not drained, the longest open first.
+
+    Args:
+        passing_over: fences that are left alone.
+        elsewhere_than: the roots of trees that are left alone.
+    """
+    rows = await session.driver.fetch(OPEN, limit, list(passing_over), list(elsewhere_than))
+    return [_open_fence(row) for row in rows]
+
+
+async def active_under_open(session: ReadSession, ids: Sequence[UUID]) -> dict[tuple[UUID, UUID], int]:
+    """How many runs are active in the trees of those fences that are open still.
+
+    Args:
+        ids: fences by their own ids, or all of a tree by that of its root.
+    """
+    rows = await session.driver.fetch(ACTIVE_UNDER_OPEN, list(ids))
+    return {(row["tenant_id"], row["root_run_id"]): row["active_runs"] for row in rows}
 
 
 async def open_fence(session: ReadSession, tenant_id: UUID, cancellation_id: UUID) -> OpenFence | None:

@@ -122,9 +122,20 @@ async def lock(session: WriteSession, keys: Iterable[TreeKey]) -> dict[TreeKey, 
     return {(row["tenant_id"], row["root_run_id"]): LockedTree(*row.values()) for row in rows}
 
 
-async def lock_one(session: WriteSession, tenant_id: UUID, root_run_id: UUID) -> LockedTree:
-    """Lock a tree that is known to exist."""
-    return (await lock(session, [(tenant_id, root_run_id)]))[tenant_id, root_run_id]
+async def lock_one(
+    session: WriteSession, tenant_id: UUID, root_run_id: UUID, *, patience_ms: int | None = None
+) -> LockedTree:
+    """Lock a tree that is known to exist.
+
+    Raises:
+        TreeHeldError: when others kept it for longer than the patience that was given.
+    """
+    key = (tenant_id, root_run_id)
+    if patience_ms is None:
+        return (await lock(session, [key]))[key]
+    # Mostly nobody holds it, and the patience need not be set.
+    locked = await lock_available(session, [key], at_most=1) or await lock_briefly(session, key, patience_ms)
+    return locked[key]
 
 
 async def lock_available(session: WriteSession, keys: Iterable[TreeKey], at_most: int) -> dict[TreeKey, LockedTree]:

@@ -23,13 +23,14 @@ from kernel.domain.principal import Principal
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import drains, trees
 from kernel.store.drains import OpenFence
-from kernel.store.engine import Database, ReadSession
+from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.wakeups import Wakeups
 from load.audit import audit
 from service.dependencies import Services
 from tests.faults.patience import impatient
 from tests.kit import Kit, Run, done
 from tests.orchestration_runtime_primitives.trees.forest import Forest
+from tests.orchestration_runtime_primitives.work.crew import PLENTY
 
 # A process that drains, slowly enough to be killed in the middle of it.
 DRAINING = """
@@ -406,6 +407,104 @@ def backlog() -> float:
     return value
 
 
+async def test_a_held_tree_with_many_fences_holds_up_no_other(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team(**PLENTY)
+    made = done(await kit.spawn_group(root, "many", 30))["spawned_run_ids"]
+    beside = await kit.root(root.agent_id)
+    forest = Forest(database, kit)
+    await DrainCancellations(database).run_once()
+    fences = [(await forest.fence(run_id, "run")).cancellation_id for run_id in made]
+    free = (await forest.fence(beside.run_id, "run")).cancellation_id
+    async with database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        draining = asyncio.create_task(DrainCancellations(database).run_once())
+        await until_drained(database, kit, free)
+        assert not draining.done()
+    # One waited for the tree, and its fences are drained as soon as it is free.
+    await draining
+    assert {(await state_of(database, kit, one)).state for one in fences} == {"drained"}
+
+
+async def test_what_fails_while_others_are_looked_for_is_counted(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team()
+    done(await kit.spawn_group(root, "many", 3))
+    await DrainCancellations(database).run_once()
+    of_others = backlog()
+    await Forest(database, kit).fence(root.run_id, "run")
+    open_fences = drains.open_fences
+
+    async def slowly(session: ReadSession, **more: Any) -> list[OpenFence]:
+        found = await open_fences(session, **more)
+        if not found:
+            await asyncio.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(drains, "open_fences", slowly)
+    async with impatient(database, monkeypatch) as impatiently, database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        await DrainCancellations(impatiently).run_once()
+        assert backlog() == of_others + 4
+
+
+async def test_what_was_set_aside_and_drained_by_another_is_not_counted(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team()
+    done(await kit.spawn_group(root, "many", 3))
+    await DrainCancellations(database).run_once()
+    of_others = backlog()
+    await Forest(database, kit).fence(root.run_id, "run")
+    async with impatient(database, monkeypatch) as impatiently:
+        first = DrainCancellations(impatiently)
+        async with database.write() as session:
+            await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+            await first.run_once()
+        await DrainCancellations(database).run_once()
+        await first.run_once()
+        assert backlog() == of_others
+
+
+async def test_a_drain_that_met_a_held_tree_after_a_grace_goes_on_before_that_ends(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team(**PLENTY)
+    done(await kit.spawn(root, "leased"))
+    done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 900}))
+    for key in "abc":
+        done(await kit.spawn(root, key, start_background=False))
+    monkeypatch.setattr(drains, "CHUNK_RUNS", 1)
+    fence = await Forest(database, kit).fence(root.run_id, "children", grace_s=600)
+    left_active, held = drains.left_active, asyncio.Event()
+
+    async def hold() -> None:
+        async with database.write() as session:
+            await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+            await held.wait()
+
+    holding: list[asyncio.Task[None]] = []
+
+    async def left(session: WriteSession, target: OpenFence, part: drains.Chunk) -> list[UUID]:
+        found = await left_active(session, target, part)
+        if found and not holding:
+            holding.append(asyncio.create_task(hold()))
+            await asyncio.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(drains, "left_active", left)
+    monkeypatch.setattr("kernel.reconcilers.setting_aside.HELD_ASIDE_S", 0.1)
+    async with impatient(database, monkeypatch) as impatiently:
+        reconciler = DrainCancellations(impatiently)
+        await reconciler.run_once()
+        assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 0
+        held.set()
+        await asyncio.gather(*holding)
+        await asyncio.sleep(0.1)
+        await reconciler.run_once()
+    assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 3
+
+
 async def test_graces_cost_one_question_a_look_however_many_they_are(
     kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,8 +575,8 @@ async def test_a_pass_takes_up_no_more_fences_than_it_can_look_at_soon(
     open_fences = drains.open_fences
     under_way: list[int] = []
 
-    async def opened(session: ReadSession, *, limit: int, passing_over: Sequence[UUID]) -> list[OpenFence]:
-        found = await open_fences(session, limit=limit, passing_over=passing_over)
+    async def opened(session: ReadSession, *, passing_over: Sequence[UUID], **more: Any) -> list[OpenFence]:
+        found = await open_fences(session, passing_over=passing_over, **more)
         under_way.append(len(fences & {*passing_over, *(target.fence.cancellation_id for target in found)}))
         return found
 

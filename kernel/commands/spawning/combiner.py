@@ -14,11 +14,12 @@ from uuid import UUID
 
 from kernel.commands.lanes import Lanes
 from kernel.commands.spawning.order import Spawned, SpawnOrder
-from kernel.commands.spawning.pipeline import Preview, SpawnPipeline
+from kernel.commands.spawning.pipeline import Postponed, Preview, SpawnPipeline
 from kernel.commands.spawning.saturation import ActiveRuns, InFlight
 from kernel.commands.spawning.verdicts import Outcome
 from kernel.domain.errors import DatabaseUnavailableError, RemitError, TenantSaturatedError
 from kernel.policy.engine import Evaluated
+from kernel.store.trees import TreeKey
 
 # What one batch may hold: as many orders as one question to policy, and so many children that its locks stay short.
 MAX_ORDERS = 64
@@ -26,6 +27,8 @@ MAX_CHILDREN = 256
 MAX_KNOWN_ROOTS = 100_000
 # How long an order that could leave waits for company, where batches are under way.
 MAX_WAIT_S = 0.01
+# So many of the trees that somebody holds are waited for at a time, beside the lanes; each costs a connection.
+MAX_WAITS = 2
 
 
 @dataclass(slots=True)
@@ -66,8 +69,10 @@ class SpawnCombiner:
         self._repeats: Lanes[UUID, SpawnOrder, Spawned | None] = Lanes(self._find)
         self._queues: OrderedDict[UUID, deque[_Waiting]] = OrderedDict()
         self._queued = 0
-        self._busy: set[tuple[UUID, UUID]] = set()
+        self._busy: set[TreeKey] = set()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._held: set[asyncio.Task[None]] = set()
+        self._waits = asyncio.Semaphore(MAX_WAITS)
         self._orders_under_way = 0
         self._patience: asyncio.TimerHandle | None = None
         # Which tree a caller is in is known once it has spawned; until then its own id stands for its tree, which is
@@ -128,8 +133,8 @@ class SpawnCombiner:
 
     async def drain(self) -> None:
         """Wait until every order that was taken has been answered."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        while self._under_way or self._held:
+            await asyncio.wait(self._under_way | self._held)
 
     def _dispatch(self) -> None:
         while self._queued and len(self._under_way) < self._lanes:
@@ -183,26 +188,52 @@ class SpawnCombiner:
             self._queues.move_to_end(next(iter(self._queues)))
         return batch
 
-    async def _execute(self, batch: list[_Waiting], keys: set[tuple[UUID, UUID]]) -> None:
-        outcomes: list[Outcome | Exception] = [DatabaseUnavailableError("the service is shutting down")] * len(batch)
+    async def _execute(self, batch: list[_Waiting], keys: set[TreeKey]) -> None:
+        held: dict[TreeKey, list[_Waiting]] = {}
         try:
-            outcomes = [*await self._pipeline.execute([waiting.order for waiting in batch])]
+            held = await self._answer_all(batch, waits=False)
+        finally:
+            # Those trees stay busy: what comes for them meanwhile goes with the next batch.
+            self._busy -= keys - held.keys()
+            self._orders_under_way -= len(batch)
+            _discard_current(self._under_way)
+            for key, waiting in held.items():
+                self._held.add(asyncio.create_task(self._wait_for(key, waiting), context=waiting[0].context))
+            self._dispatch()
+
+    async def _wait_for(self, key: TreeKey, batch: list[_Waiting]) -> None:
+        """Execute the orders in a tree that somebody holds, in no lane: others could be served there."""
+        try:
+            async with self._waits:
+                await self._answer_all(batch, waits=True)
+        finally:
+            self._busy.discard(key)
+            _discard_current(self._held)
+            self._dispatch()
+
+    async def _answer_all(self, batch: list[_Waiting], *, waits: bool) -> dict[TreeKey, list[_Waiting]]:
+        """Answer the orders of a batch; hands back those in trees that are held, by their tree."""
+        outcomes: list[Outcome | Postponed | Exception]
+        outcomes = [DatabaseUnavailableError("the service is shutting down")] * len(batch)
+        held: dict[TreeKey, list[_Waiting]] = {}
+        try:
+            outcomes = [*await self._pipeline.execute([waiting.order for waiting in batch], waits=waits)]
         except Exception as error:  # noqa: BLE001 - whatever it is, each of the waiting requests is told
             outcomes = [error] * len(batch)
         finally:
             for waiting, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, Spawned):
-                    self._remember(waiting.order.caller_run_id, outcome.root_run_id)
+                if isinstance(outcome, Postponed):
+                    held.setdefault(self._tree_of(waiting.order), []).append(waiting)
+                    continue
                 self.in_flight.leave(waiting.order.tenant_id)
                 _answer(waiting.answer, outcome)
-            self._busy -= keys
-            self._orders_under_way -= len(batch)
-            task = asyncio.current_task()
-            if task is not None:
-                self._under_way.discard(task)
-            self._dispatch()
+            # Not before: until then, an order's tree is the one that it was dispatched under.
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Spawned):
+                    self._remember(waiting.order.caller_run_id, outcome.root_run_id)
+        return held
 
-    def _tree_of(self, order: SpawnOrder) -> tuple[UUID, UUID]:
+    def _tree_of(self, order: SpawnOrder) -> TreeKey:
         return order.tenant_id, self._roots.get(order.caller_run_id, order.caller_run_id)
 
     def _remember(self, run_id: UUID, root_run_id: UUID) -> None:
@@ -210,6 +241,12 @@ class SpawnCombiner:
         self._roots.move_to_end(run_id)
         while len(self._roots) > MAX_KNOWN_ROOTS:
             self._roots.popitem(last=False)
+
+
+def _discard_current(tasks: set[asyncio.Task[None]]) -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        tasks.discard(task)
 
 
 def _answer(waiting: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:

@@ -5,8 +5,11 @@ the key, the caller, the fences, the revisions of the catalog and the counters. 
 asked about again; its neighbours are not held up by it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from time import monotonic
 from uuid import UUID
 
 from asyncpg import exceptions as pg
@@ -30,15 +33,25 @@ from kernel.policy import records
 from kernel.policy.contract import DecisionInput
 from kernel.policy.engine import Evaluated, PolicyEngine
 from kernel.store import decisions, fences, spawn_facts, spawn_writes, trees
-from kernel.store.engine import Database
+from kernel.store.engine import Database, WriteSession
 from kernel.store.spawn_facts import SpawnFacts, Wanted
 from kernel.store.spawn_writes import SpawnWrites
+from kernel.store.trees import LockedTree, TreeHeldError, TreeKey
 
 # An overshoot found under the lock is asked about once more with the counters of that moment, and counters only grow:
 # the second answer is a denial unless policy itself was changed in between. This bounds the pathological rest.
 MAX_ROUNDS = 8
+# So long a batch waits for trees that others hold, as they do for some milliseconds all the time.
+PATIENCE_S = 0.25
 
 Preview = Spawned | RemitError | Evaluated
+Lock = Callable[[WriteSession, set[TreeKey]], Awaitable[dict[TreeKey, LockedTree]]]
+
+
+class Postponed(Enum):
+    """What has become of an order that nothing was done about."""
+
+    TREE_HELD = auto()
 
 
 @dataclass(slots=True)
@@ -46,7 +59,8 @@ class _Batch:
     """Where each order of a batch stands."""
 
     orders: Sequence[SpawnOrder]
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    waits: bool
+    outcomes: dict[int, Outcome | Postponed] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
     counted: set[int] = field(default_factory=set)
 
@@ -61,16 +75,18 @@ class SpawnPipeline:
         self._database = database
         self._engine = engine
 
-    async def execute(self, batch: Sequence[SpawnOrder]) -> list[Outcome]:
+    async def execute(self, batch: Sequence[SpawnOrder], *, waits: bool = True) -> list[Outcome | Postponed]:
         """Execute orders of any tenants and trees, each on its own merits.
 
         Args:
             batch: at most 64 orders.
+            waits: wait for every tree as long as for any lock; else the orders in trees that somebody holds for more
+                than a moment are postponed.
 
         Returns:
             For each order, in order, what was spawned or why not. A database that does not answer raises.
         """
-        work = _Batch(batch)
+        work = _Batch(batch, waits)
         for _ in range(MAX_ROUNDS):
             pending = work.pending()
             if not pending:
@@ -173,23 +189,59 @@ class SpawnPipeline:
         return await self._engine.decide_all(questions)
 
     async def _settle(self, work: _Batch, questions: dict[int, Prepared], answers: dict[int, Evaluated]) -> None:
+        """Commit what is free first; a tree that others hold is waited for while no other is kept locked."""
+        if work.waits:
+            await self._commit(work, questions, answers, trees.lock)
+            return
+        held = await self._commit(work, questions, answers, _available)
+        until = monotonic() + PATIENCE_S
+        for key, theirs in held.items():
+            patience_ms = max(int((until - monotonic()) * 1000), 1)
+
+            async def briefly(
+                session: WriteSession, _keys: set[TreeKey], key: TreeKey = key, patience_ms: int = patience_ms
+            ) -> dict[TreeKey, LockedTree]:
+                return await trees.lock_briefly(session, key, patience_ms)
+
+            try:
+                await self._commit(work, theirs, answers, briefly)
+            except TreeHeldError:
+                for number in theirs:
+                    work.outcomes.setdefault(number, Postponed.TREE_HELD)
+
+    async def _commit(
+        self, work: _Batch, questions: dict[int, Prepared], answers: dict[int, Evaluated], lock: Lock
+    ) -> dict[TreeKey, dict[int, Prepared]]:
+        """Commit what the locks are had for; hands back the questions in the trees for which they are not."""
         try:
-            await self._commit(work, questions, answers)
+            return await self._commit_together(work, questions, answers, lock)
         except pg.IntegrityConstraintViolationError as error:
+            held: dict[TreeKey, dict[int, Prepared]] = defaultdict(dict)
             if len(questions) > 1:
                 # One order's collision must not fail its neighbours: nothing was committed, so each goes alone.
                 for number, prepared in questions.items():
-                    await self._settle(work, {number: prepared}, {number: answers[number]})
-                return
-            (number, prepared), *_ = questions.items()
-            work.outcomes[number] = _conflict(prepared.order, error)
+                    for key, theirs in (await self._commit(work, {number: prepared}, answers, lock)).items():
+                        held[key].update(theirs)
+            else:
+                (number, prepared), *_ = questions.items()
+                work.outcomes[number] = _conflict(prepared.order, error)
+            return held
 
-    async def _commit(self, work: _Batch, questions: dict[int, Prepared], answers: dict[int, Evaluated]) -> None:
+    async def _commit_together(
+        self, work: _Batch, asked: dict[int, Prepared], answers: dict[int, Evaluated], lock: Lock
+    ) -> dict[TreeKey, dict[int, Prepared]]:
         """Hold the answers against the truth under the locks, and write what follows from it."""
         settled: dict[int, Outcome] = {}
         writes = SpawnWrites()
+        held: dict[TreeKey, dict[int, Prepared]] = defaultdict(dict)
+        questions: dict[int, Prepared] = {}
         async with self._database.write() as session:
-            locked = await trees.lock(session, {prepared.caller.tree_key for prepared in questions.values()})
+            locked = await lock(session, {prepared.caller.tree_key for prepared in asked.values()})
+            for number, prepared in asked.items():
+                here = questions if prepared.caller.tree_key in locked else held[prepared.caller.tree_key]
+                here[number] = prepared
+            if not questions:
+                return held
             # A statement of its own, after the lock: its snapshot is newer than the wait.
             facts = await spawn_facts.load(session, _wanted(prepared.order for prepared in questions.values()))
             covered = await fences.covered(
@@ -212,6 +264,11 @@ class SpawnPipeline:
         count_decisions(writes.decisions)
         for number, outcome in settled.items():
             _count(questions[number], outcome)
+        return held
+
+
+async def _available(session: WriteSession, keys: set[TreeKey]) -> dict[TreeKey, LockedTree]:
+    return await trees.lock_available(session, keys, len(keys))
 
 
 def _repeat(order: SpawnOrder, facts: SpawnFacts) -> Spawned | RemitError | None:
