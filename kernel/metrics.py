@@ -53,7 +53,9 @@ RECONCILER_LAST_RUN_SECONDS = Gauge(
     "remit_reconciler_last_run_seconds", "Unix time of a loop's last success.", ["loop"]
 )
 RECONCILER_ROWS_SET_ASIDE = Gauge(
-    "remit_reconciler_set_aside_rows", "Rows that a loop leaves alone for now because it failed on them.", ["loop"]
+    "remit_reconciler_set_aside_rows",
+    "Rows that a loop leaves alone for now because it failed on them, and trees that it did not get hold of.",
+    ["loop"],
 )
 
 _tenant_labels: set[str] = set()

@@ -5,7 +5,7 @@ graphs; only nodes at work are bounded.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -229,25 +229,29 @@ class GraphWorker:
         by_tenant: dict[UUID, list[_Held]] = {}
         for one in held:
             by_tenant.setdefault(one.tenant_id, []).append(one)
-        for tenant_id, ours in by_tenant.items():
-            now = asyncio.get_running_loop().time()
-            refs = tuple(LeaseRef(one.claimed.run_id, one.claimed.lease) for one in ours)
-            answers = await self._heartbeats.execute(_tenant(tenant_id), Heartbeat(refs, extend_s=self._lease_s))
-            stopped = []
-            for one, answer in zip(ours, answers, strict=True):
-                if answer.status is LeaseStatus.CONTINUE:
-                    one.good_until = now + self._lease_s
-                elif not one.task.done():
-                    stopped.append(one)
-                    log.info(
-                        "a graph is stopped", run_id=str(one.claimed.run_id), why=answer.status, said=answer.reason
-                    )
-            cancelled = {answer.run_id for answer in answers if answer.status is LeaseStatus.CANCEL}
-            await self._drop(stopped)
-            for one in stopped:
-                if one.claimed.run_id in cancelled:
-                    with suppress(RemitError):
-                        await self._run_graph.acknowledge(_tenant(tenant_id), one.claimed)
+        # Side by side: a tree of one tenant that somebody holds is waited for until the leases of all have run out.
+        beats = (self._beat_for(tenant_id, ours) for tenant_id, ours in by_tenant.items())
+        failures = [end for end in await asyncio.gather(*beats, return_exceptions=True) if end is not None]
+        if failures:
+            raise failures[0]
+
+    async def _beat_for(self, tenant_id: UUID, ours: Sequence[_Held]) -> None:
+        now = asyncio.get_running_loop().time()
+        refs = tuple(LeaseRef(one.claimed.run_id, one.claimed.lease) for one in ours)
+        answers = await self._heartbeats.execute(_tenant(tenant_id), Heartbeat(refs, extend_s=self._lease_s))
+        stopped = []
+        for one, answer in zip(ours, answers, strict=True):
+            if answer.status is LeaseStatus.CONTINUE:
+                one.good_until = now + self._lease_s
+            elif not one.task.done():
+                stopped.append(one)
+                log.info("a graph is stopped", run_id=str(one.claimed.run_id), why=answer.status, said=answer.reason)
+        cancelled = {answer.run_id for answer in answers if answer.status is LeaseStatus.CANCEL}
+        await self._drop(stopped)
+        for one in stopped:
+            if one.claimed.run_id in cancelled:
+                with suppress(RemitError):
+                    await self._run_graph.acknowledge(_tenant(tenant_id), one.claimed)
 
     async def _drop(self, held: Iterable[_Held]) -> None:
         """Stop tasks, and see them stopped."""

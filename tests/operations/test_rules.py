@@ -5,10 +5,14 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
 
+from kernel.store import trees
+from kernel.store.engine import Database
+from tests.kit import Kit
 from tests.operations.deploy.go_programs import PROMTOOL, find_or_build, path_of
 from tests.operations.expressions import DEPLOY, RULES, of_dashboards
 from tests.operations.programs import find
@@ -122,8 +126,21 @@ def test_every_section_of_the_runbook_says_what_it_means_how_to_look_and_what_to
     for section in sections:
         for part in ("**What it means.**", "**How to look.**", "**What to do.**"):
             assert part in section, section.splitlines()[0]
+    below = {_anchor(heading) for heading in re.findall(r"^### (.*)$", text, flags=re.MULTILINE)}
     for anchor in re.findall(r"\]\(#([a-z-]+)\)", text):
-        assert anchor in wanted
+        assert anchor in wanted | below
+
+
+async def test_the_runbook_finds_who_holds_a_tree_though_nobody_waits_for_it(kit: Kit, database: Database) -> None:
+    root, _ = await kit.team()
+    (query,) = re.findall(r"```sql\n(select a\.pid.*?);\n```", RUNBOOK.read_text(), flags=re.DOTALL)
+    query = query.replace("10 seconds", "0 seconds")
+    async with database.write() as holding, database.read() as looking:
+        await holding.driver.execute("SELECT 1")
+        pid = await holding.driver.fetchval("SELECT pg_backend_pid()")
+        assert pid not in [row["pid"] for row in await looking.driver.fetch(query)]
+        await trees.lock_one(holding, UUID(kit.tenant_id), UUID(root.run_id))
+        assert pid in [row["pid"] for row in await looking.driver.fetch(query)]
 
 
 def _named(expr: str) -> set[str]:
