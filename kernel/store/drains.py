@@ -158,7 +158,8 @@ WITH changed AS (
   UPDATE run_leases SET lease = NULL, expires_at = NULL
   WHERE tenant_id = $1 AND run_id = ANY (ARRAY(SELECT run_id FROM held))
 ), counted AS (
-  UPDATE cancellations SET cancelled_count = cancelled_count + (SELECT count(*) FROM changed)
+  UPDATE cancellations SET cancelled_count = cancelled_count + (SELECT count(*) FROM changed),
+    scanned_count = greatest(scanned_count, $14)
   WHERE tenant_id = $1 AND cancellation_id = $11 AND EXISTS (SELECT FROM changed)
 )
 SELECT group_id, before, count(*)::int AS runs, (array_agg(run_id ORDER BY spawned_seq, ordinal))[:$13] AS first
@@ -190,7 +191,7 @@ RETURNING extract(epoch FROM drained_at - fenced_at)::float AS seconds
 """
 
 NOTE_SCANNED = """
-UPDATE cancellations SET scanned_count = greatest(scanned_count, $3) WHERE tenant_id = $1 AND cancellation_id = $2
+UPDATE cancellations SET scanned_count = $3 WHERE tenant_id = $1 AND cancellation_id = $2 AND scanned_count < $3
 """
 
 READ = """
@@ -459,6 +460,7 @@ async def cancel(session: WriteSession, target: OpenFence, part: Chunk, *, seq: 
         fence.cancellation_id,
         fence.group_id,
         keep_ids,
+        part.listed.scanned,
     )
     before: Counter[str] = Counter()
     groups: Counter[UUID] = Counter()
