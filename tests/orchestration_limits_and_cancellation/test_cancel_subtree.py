@@ -60,6 +60,32 @@ async def test_a_cancelled_run_tells_why(kit: Kit) -> None:
     assert run["cancellation"] == {"cancellation_id": answer["cancellation_id"], "reason": "changed my mind"}
 
 
+@pytest.mark.parametrize("acknowledges", [False, True])
+async def test_a_run_names_the_fence_that_cancelled_it_and_not_the_first_that_was_set_over_it(
+    kit: Kit, database: Database, *, acknowledges: bool
+) -> None:
+    root, _ = await kit.team()
+    leased = await child(kit, root, "leased")
+    (work,) = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 900}))["runs"]
+    first = await cancel(kit, root, leased, grace_s=600, reason="first")
+    second = await cancel(kit, root, root.run_id, grace_s=60 if acknowledges else 0, reason="second")
+    assert second["cancellation_id"] != first["cancellation_id"]
+    held = {"run_id": leased, "lease": work["lease"]}
+    if acknowledges:
+        # Until the end is written down, the run tells what its worker hears.
+        (told,) = done(await kit.api.post("/work/heartbeat", {"leases": [held]}))["leases"]
+        run = done(await kit.api.get(f"/agents/runs/{leased}"))
+        assert run["cancellation"] == {"cancellation_id": told["cancellation_id"], "reason": told["reason"]}
+        done(await kit.api.post("/work/complete", {**held, "status": "cancelled"}))
+    run = done(await kit.api.get(f"/agents/runs/{leased}"))
+    assert run["cancellation"] == {"cancellation_id": second["cancellation_id"], "reason": "second"}
+    (told,) = done(await kit.api.post("/work/heartbeat", {"leases": [held]}))["leases"]
+    problem = refused(await kit.api.post("/work/complete", {**held, "status": "failed"}), 409, "run_cancelled")
+    assert [told["reason"], problem["reason"]] == ["second"] * 2
+    async with database.read() as session:
+        assert await audit(session.driver, tenant_id=uuid.UUID(kit.tenant_id)) == []
+
+
 async def test_a_repeat_cancels_nothing_and_names_the_same_cancellation(kit: Kit) -> None:
     root, _ = await kit.team()
     branch = await child(kit, root, "branch")
@@ -164,7 +190,8 @@ async def test_of_the_fences_on_an_orchestrators_groups_only_that_on_the_runs_ow
     async with database.read() as session:
         _, above_root = await drains.fences_above(session, tenant_id, uuid.UUID(root.run_id))
         _, above_loser = await drains.fences_above(session, tenant_id, uuid.UUID(members[1][1]))
-        over = await drains.fence_over(session, tenant_id, uuid.UUID(members[1][1]))
+        loser = {uuid.UUID(members[1][1]): (uuid.UUID(root.run_id), 0)}
+        (over,) = (await drains.fences_of_ends(session, tenant_id, loser)).values()
     assert above_root == {}
     assert [above.fence for above in above_loser.values()] == [over]
 
