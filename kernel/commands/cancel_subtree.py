@@ -242,7 +242,14 @@ class CancelSubtreeCommand:
             listed = progress.first_ids
             if cancellation.cancelled_count != progress.cancelled:
                 async with self._database.read() as session:
-                    listed = await drains.cancelled_ids(session, tenant_id, cancellation, MAX_LISTED)
+                    listed = await drains.cancelled_ids(
+                        session,
+                        tenant_id,
+                        cancellation.root_run_id,
+                        cancellation.cancellation_id,
+                        cancellation.fence_seq,
+                        MAX_LISTED,
+                    )
         return SubtreeCancelled(
             run_id=request.run_id,
             cancelled_count=cancellation.cancelled_count if is_own else 0,

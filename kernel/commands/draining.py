@@ -174,6 +174,8 @@ class Drain:
             return
         if not listed.is_whole:
             listed = await drains.list_runs(session, target)
+        if listed.table is not None or target.fence.grace_until is not None:
+            # It stays open for a while, and maybe before anything of it is cancelled.
             await drains.note_scanned(session, target, listed.scanned)
         progress.remaining = listed.active
         until = monotonic() + timeout_s if timeout_s is not None else None

@@ -16,9 +16,10 @@ from kernel.domain.principal import Principal
 from kernel.policy import records
 from kernel.policy.contract import Action, DecisionInput, RequestFacts
 from kernel.policy.engine import Evaluated, PolicyEngine
-from kernel.store import decisions, fences, groups, trees
+from kernel.store import decisions, fences, groups, propagations, trees
 from kernel.store.engine import Database, ReadSession, WriteSession
-from kernel.store.groups import Group, Propagated
+from kernel.store.groups import Group
+from kernel.store.propagations import Propagated
 from kernel.store.trees import LockedTree
 from kernel.wakeups import Wakeups
 
@@ -215,5 +216,5 @@ async def _read(session: ReadSession, tenant_id: UUID, group_id: UUID) -> Joined
         status=status,
         tally=tally,
         member_run_ids=tuple(await groups.members(session, tenant_id, group_id)),
-        propagated=await groups.propagated(session, group) if group.propagation_reason is not None else None,
+        propagated=await propagations.propagated(session, group) if group.propagation_reason is not None else None,
     )

@@ -51,6 +51,7 @@ class ReadRun:
             status = row["status"] if RunStatus(row["status"]) not in ACTIVE else standing.subject.status
             fence = None
             if status == RunStatus.CANCELLED:
-                fence = await drains.fence_over(session, principal.tenant, run_id)
+                end = (row["root_run_id"], row["finalized_seq"] or 0)
+                fence = (await drains.fences_of_ends(session, principal.tenant, {run_id: end})).get(run_id)
             tree = await read_tree(session, principal, standing) if include_tree else None
         return RunView(row, status, fence, tree)

@@ -171,7 +171,8 @@ WITH changed AS (
   UPDATE run_leases SET lease = NULL, expires_at = NULL
   WHERE tenant_id = $1 AND run_id = ANY (ARRAY(SELECT run_id FROM held))
 ), counted AS (
-  UPDATE cancellations SET cancelled_count = cancelled_count + (SELECT count(*) FROM changed)
+  UPDATE cancellations SET cancelled_count = cancelled_count + (SELECT count(*) FROM changed),
+    scanned_count = greatest(scanned_count, $14)
   WHERE tenant_id = $1 AND cancellation_id = $11 AND EXISTS (SELECT FROM changed)
 )
 SELECT group_id, before, count(*)::int AS runs, (array_agg(run_id ORDER BY spawned_seq, ordinal))[:$13] AS first
@@ -203,7 +204,7 @@ RETURNING extract(epoch FROM drained_at - fenced_at)::float AS seconds
 """
 
 NOTE_SCANNED = """
-UPDATE cancellations SET scanned_count = greatest(scanned_count, $3) WHERE tenant_id = $1 AND cancellation_id = $2
+UPDATE cancellations SET scanned_count = $3 WHERE tenant_id = $1 AND cancellation_id = $2 AND scanned_count < $3
 """
 
 READ = """
@@ -256,11 +257,12 @@ WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3
 ORDER BY e.seq, s.n LIMIT $5
 """
 
-# What cancelled a run stands in the event of its end, where that was a drain.
-CANCEL_REASONS = """
-SELECT q.run_id, e.data ->> 'reason' AS reason
+# Which fence cancelled a run stands in the event of its end: that of a drain, or its own where it acknowledged.
+FENCES_OF_ENDS = """
+SELECT q.run_id AS ended_id, c.cancellation_id, c.run_id, c.scope, c.fence_seq, c.reason, c.group_id, c.grace_until
 FROM unnest($2::uuid[], $3::uuid[], $4::bigint[]) AS q (run_id, root_run_id, seq)
 JOIN run_events e ON e.tenant_id = $1 AND e.root_run_id = q.root_run_id AND e.seq = q.seq
+JOIN cancellations c ON c.tenant_id = $1 AND c.cancellation_id = (e.data ->> 'cancellation_id')::uuid
 """
 
 # Whether a run has spawned anything after a number of its tree, as far as so many runs tell that were spawned after it.
@@ -490,6 +492,7 @@ async def cancel(session: WriteSession, target: OpenFence, part: Chunk, *, seq: 
         fence.cancellation_id,
         fence.group_id,
         keep_ids,
+        part.listed.scanned,
     )
     before: Counter[str] = Counter()
     groups: Counter[UUID] = Counter()
@@ -590,16 +593,11 @@ async def spawned_nothing_since(
     return nothing
 
 
-async def fence_over(session: ReadSession, tenant_id: UUID, run_id: UUID) -> Fence | None:
-    """The fence, open or drained, that covers a run; of several, the one that was set first.
-
-    What was set when the run had ended is not what has cancelled it.
-    """
-    return (await _fences_over(session, tenant_id, [run_id])).get(run_id)
-
-
 async def _fences_over(session: ReadSession, tenant_id: UUID, run_ids: Sequence[UUID]) -> dict[UUID, Fence]:
-    """`fence_over` for many runs."""
+    """The fences, open or drained, that cover runs; of several, the one that was set first.
+
+    What was set when a run had ended is not what has cancelled it.
+    """
     steps: dict[UUID, Step] = {}
     standing: list[Fence] = []
     for row in await session.driver.fetch(FENCES_ABOVE_ALL, tenant_id, run_ids):
@@ -618,36 +616,37 @@ async def _fences_over(session: ReadSession, tenant_id: UUID, run_ids: Sequence[
     return found
 
 
-async def reasons_of_ends(
+async def fences_of_ends(
     session: ReadSession, tenant_id: UUID, ends: Mapping[UUID, tuple[UUID, int]]
-) -> dict[UUID, str | None]:
-    """Why runs were cancelled; of one that nobody but its runtime cancelled, None.
+) -> dict[UUID, Fence]:
+    """The fences that cancelled runs; one that nobody but its runtime cancelled is absent.
+
+    Of a run whose end is not written down, or not told any more, it is the first that was set over it, which is what
+    its worker hears.
 
     Args:
-        ends: for each run its root, and the number of its end.
+        ends: for each run its root, and the number of its end, or 0.
     """
     rows = await session.driver.fetch(
-        CANCEL_REASONS, tenant_id, list(ends), [root for root, _ in ends.values()], [seq for _, seq in ends.values()]
+        FENCES_OF_ENDS, tenant_id, list(ends), [root for root, _ in ends.values()], [seq for _, seq in ends.values()]
     )
-    reasons: dict[UUID, str | None] = {row["run_id"]: row["reason"] for row in rows}
-    # Acknowledged, or given up by its worker: such an end is told as any other.
-    untold = [run_id for run_id in ends if reasons.get(run_id) is None]
-    if untold:
-        over = await _fences_over(session, tenant_id, untold)
-        reasons |= {run_id: over[run_id].reason if run_id in over else None for run_id in untold}
-    return reasons
+    found = {row["ended_id"]: _fence(row) for row in rows}
+    untold = [run_id for run_id in ends if run_id not in found]
+    return {**found, **(await _fences_over(session, tenant_id, untold))} if untold else found
 
 
-async def cancelled_ids(session: ReadSession, tenant_id: UUID, cancellation: Cancellation, limit: int) -> list[UUID]:
+async def reasons_of_ends(
+    session: ReadSession, tenant_id: UUID, ends: Mapping[UUID, tuple[UUID, int]]
+) -> dict[UUID, str]:
+    """Why runs were cancelled. See `fences_of_ends`."""
+    return {run_id: fence.reason for run_id, fence in (await fences_of_ends(session, tenant_id, ends)).items()}
+
+
+async def cancelled_ids(
+    session: ReadSession, tenant_id: UUID, root_run_id: UUID, cancellation_id: UUID, fence_seq: int, limit: int
+) -> list[UUID]:
     """The first runs that a fence has cancelled, in the order of their ends."""
-    rows = await session.driver.fetch(
-        CANCELLED_IDS,
-        tenant_id,
-        cancellation.root_run_id,
-        cancellation.fence_seq,
-        str(cancellation.cancellation_id),
-        limit,
-    )
+    rows = await session.driver.fetch(CANCELLED_IDS, tenant_id, root_run_id, fence_seq, str(cancellation_id), limit)
     return [row["run_id"] for row in rows]
 
 

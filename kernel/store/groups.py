@@ -91,37 +91,6 @@ WHERE g.tenant_id = $1 AND g.group_id = $2
 ORDER BY r.ordinal
 """
 
-# The fence of a group stands on its orchestrator.
-FENCE = """
-SELECT c.reason, c.cancelled_count, c.fence_seq, c.drained_at IS NOT NULL AS drained
-FROM cancellations c
-WHERE c.tenant_id = $1 AND c.run_id = $2 AND c.group_id = $3 AND c.scope = 'group'
-ORDER BY c.fence_seq
-LIMIT 1
-"""
-
-# The members that had not ended before the fence, and all below them, as far as the fence has cancelled them or will.
-# The order of the tree comes after the limit, so that the walk ends with the last row that is wanted.
-LOSERS = f"""
-WITH RECURSIVE below AS (
-  SELECT r.tenant_id, r.run_id, r.status, r.spawned_seq, r.ordinal, r.finalized_seq
-  FROM orchestration_groups g JOIN agent_runs r ON {MEMBER}
-  WHERE g.tenant_id = $1 AND g.group_id = $2 AND (r.finalized_seq IS NULL OR r.finalized_seq >= $3)
-  UNION ALL
-  SELECT r.tenant_id, r.run_id, r.status, r.spawned_seq, r.ordinal, r.finalized_seq
-  FROM below b
-  JOIN agent_runs r ON r.tenant_id = b.tenant_id AND r.parent_run_id = b.run_id
-)
-SELECT run_id FROM (
-  SELECT run_id, spawned_seq, ordinal FROM below
-  WHERE status IN ('queued', 'running', 'paused') OR (status = 'cancelled' AND finalized_seq >= $3)
-  LIMIT $4
-) losers
-ORDER BY spawned_seq, ordinal
-"""
-
-MAX_LISTED = 1_000
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -237,24 +206,3 @@ async def seconds_to_next_deadline(session: ReadSession) -> float | None:
 async def members(session: ReadSession, tenant_id: UUID, group_id: UUID) -> list[UUID]:
     """The members of a group in order."""
     return [row["run_id"] for row in await session.driver.fetch(MEMBERS, tenant_id, group_id)]
-
-
-@dataclass(frozen=True, slots=True)
-class Propagated:
-    """Whom the decision of a group cancels; of the ids at most 1,000."""
-
-    count: int
-    run_ids: tuple[UUID, ...]
-    reason: str
-
-
-async def propagated(session: ReadSession, group: Group) -> Propagated | None:
-    """What the decision of a group cancelled, if anything; what its fence covers counts from the fence's commit on."""
-    fence = await session.driver.fetchrow(FENCE, group.tenant_id, group.orchestrator_run_id, group.group_id)
-    if fence is None:
-        return None
-    rows = await session.driver.fetch(LOSERS, group.tenant_id, group.group_id, fence["fence_seq"], MAX_LISTED)
-    count = fence["cancelled_count"]
-    return Propagated(
-        count if fence["drained"] else max(count, len(rows)), tuple(row["run_id"] for row in rows), fence["reason"]
-    )

@@ -92,9 +92,10 @@ SELECT d.run_id FROM run_deadlines d
 WHERE d.tenant_id = $1 AND d.run_id = ANY ($2::uuid[]) AND d.deadline <= clock_timestamp()
 """
 
-# Each run is counted by the fence that changed it.
+# Each run is counted by the fence that changed it; what ends before a drain has looked at it has been looked at, too.
 COUNT_CANCELLED = """
-UPDATE cancellations c SET cancelled_count = c.cancelled_count + q.cancelled
+UPDATE cancellations c SET cancelled_count = c.cancelled_count + q.cancelled,
+  scanned_count = greatest(c.scanned_count, c.cancelled_count + q.cancelled)
 FROM unnest($2::uuid[], $3::int[]) AS q (cancellation_id, cancelled)
 WHERE c.tenant_id = $1 AND c.cancellation_id = q.cancellation_id
 """

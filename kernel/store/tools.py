@@ -60,7 +60,8 @@ WHERE a.tenant_id = $1 AND (a.agent_id = $2 OR a.slug = $3)
 # A child that was called, and by the database's clock how long it has left.
 CALLED = """
 SELECT r.run_id, r.root_run_id, r.parent_run_id, r.parent_node_id, r.depth, r.spawn_key, r.orchestration_group_id,
-  r.status, r.effective_scopes, r.surface, r.timeout_s, r.agent_id, a.slug AS agent_slug, p.output, p.error,
+  r.status, r.finalized_seq, r.effective_scopes, r.surface, r.timeout_s, r.agent_id, a.slug AS agent_slug, p.output,
+  p.error,
   extract(epoch FROM r.created_at + make_interval(secs => r.timeout_s) - clock_timestamp())::float8 AS left_s
 FROM agent_runs r
 JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id

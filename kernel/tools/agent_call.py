@@ -174,7 +174,8 @@ async def _abandon(parts: ToolParts, tenant_id: UUID, call: ToolCall, run_id: UU
 async def _ended(session: ReadSession, tenant_id: UUID, row: Row, fence: Fence | None, *, repeated: bool) -> Called:
     status, error = RunStatus(row["status"]), row["error"]
     if status is RunStatus.CANCELLED:
-        fence = await drains.fence_over(session, tenant_id, row["run_id"])
+        end = (row["root_run_id"], row["finalized_seq"])
+        fence = (await drains.fences_of_ends(session, tenant_id, {row["run_id"]: end})).get(row["run_id"])
     if fence is not None:
         status, error = RunStatus.CANCELLED, f"cancelled: {fence.reason}"
         if fence.reason == calls.TIMED_OUT and fence.run_id == row["run_id"]:

@@ -19,6 +19,18 @@ FROM (
 ) e
 CROSS JOIN LATERAL unnest(e.subjects) AS s (run_id)
 """
+# Likewise, and with whoever ended under a fence by itself: of those, too, the event of the end names the fence.
+CANCELLED_BY = """
+SELECT e.tenant_id, e.root_run_id, e.seq, s.run_id, e.cancellation_id
+FROM (
+  SELECT tenant_id, root_run_id, seq, subjects, data ->> 'cancellation_id' AS cancellation_id FROM run_events
+  WHERE CASE type
+    WHEN 'orchestration.cancellation_propagation' THEN (data ->> 'count')::int > 0
+    WHEN 'orchestration.child_lifecycle' THEN data ->> 'cancellation_id' IS NOT NULL
+  END OFFSET 0
+) e
+CROSS JOIN LATERAL unnest(e.subjects) AS s (run_id)
+"""
 TOLD = f"""
 {LIFECYCLE}
 UNION ALL

@@ -6,10 +6,12 @@ from uuid import UUID
 import pytest
 
 from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.reconcilers.expire_leases import expire_leases
 from kernel.store.engine import Database
+from load.audit import audit as audit_all
 from tests.kit import Kit, done, refused
-from tests.orchestration_join_policies.join_calls import group_of
-from tests.orchestration_runtime_primitives.work.crew import audit
+from tests.orchestration_join_policies.join_calls import Group, group_of
+from tests.orchestration_runtime_primitives.work.crew import audit, claim, complete, let_expire
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,64 @@ async def test_the_losers_of_a_decision_read_as_cancelled_before_and_after_the_d
         assert joined["cancellation_propagated"]["reason"] == reason
     assert before["decided_seq"] == after["decided_seq"]
     await audit(database, kit)
+
+
+async def propagated(group: Group) -> tuple[int, set[str]]:
+    """What a decision is told to have cancelled: how many, and whom."""
+    told = (await group.read())["cancellation_propagated"]
+    assert len(told["run_ids"]) == len(set(told["run_ids"]))
+    return told["count"], set(told["run_ids"])
+
+
+async def test_losers_that_another_fence_was_quicker_to_cancel_are_not_told_as_cancelled_by_the_decision(
+    kit: Kit, database: Database
+) -> None:
+    group = await group_of(kit, 5, join_mode="fail_fast")
+    done(await group.end(0, "failed"))
+    # Whoever is active under the fence counts before it is drained.
+    assert await propagated(group) == (4, set(group.members[1:]))
+    body = {"caller_run_id": group.root.run_id, "run_id": group.root.run_id, "include_root": False}
+    assert done(await kit.api.post("/internal/orchestration/cancel-subtree", body))["cancelled_count"] == 4
+    for _ in ("before the drain", "after it"):
+        assert await propagated(group) == (0, set())
+        await DrainCancellations(database).run_once()
+    async with database.read() as session:
+        assert await audit_all(session.driver, tenant_id=UUID(kit.tenant_id)) == []
+
+
+async def test_a_loser_that_acknowledges_an_earlier_fence_is_not_told_as_cancelled_by_the_decision(
+    kit: Kit, database: Database
+) -> None:
+    group = await group_of(kit, 5, start_background=True, join_mode="fail_fast")
+    failed, stopped = await claim(kit, max_runs=2)
+    body = {"caller_run_id": group.root.run_id, "run_id": stopped["run_id"], "grace_s": 600}
+    done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
+    done(await complete(kit, failed, "failed"))
+    done(await complete(kit, stopped, "cancelled"))
+    losers = set(group.members) - {failed["run_id"], stopped["run_id"]}
+    for _ in ("before the drain", "after it"):
+        assert await propagated(group) == (3, losers)
+        await DrainCancellations(database).run_once()
+    async with database.read() as session:
+        assert await audit_all(session.driver, tenant_id=UUID(kit.tenant_id)) == []
+
+
+async def test_a_loser_that_ended_by_itself_under_the_decision_is_told_with_those_that_its_drain_cancelled(
+    kit: Kit, database: Database
+) -> None:
+    group = await group_of(kit, 4, start_background=True, join_mode="fail_fast")
+    failed, given_up = await claim(kit, max_runs=2)
+    done(await complete(kit, failed, "failed"))
+    losers = set(group.members) - {failed["run_id"]}
+    await let_expire(database, given_up["run_id"])
+    await expire_leases(database).run_once()
+    assert await propagated(group) == (3, losers)
+    await DrainCancellations(database).run_once()
+    assert await propagated(group) == (3, losers)
+    # Events may be let go after a time; what is known of the runs then names as many.
+    async with database.write() as session:
+        await session.driver.execute("DELETE FROM run_events WHERE root_run_id = $1", UUID(group.root.run_id))
+    assert await propagated(group) == (3, losers)
 
 
 async def test_what_losers_spawned_is_cancelled_with_them_and_what_winners_left_is_not(

@@ -144,7 +144,19 @@ DAMAGE = [
     ),
     ("cancelled_count", "UPDATE cancellations SET cancelled_count = cancelled_count + 100"),
     ("cancelled_count", "UPDATE cancellations SET cancelled_count = 0 WHERE grace_until IS NULL"),
-    # Whoever acknowledged is in no drain's event, so this is within the bounds.
+    *(
+        (
+            check,
+            (
+                "UPDATE run_events e SET data = jsonb_set(e.data::jsonb, '{cancellation_id}',"
+                " to_jsonb(c.cancellation_id))::json FROM cancellations c"
+                " WHERE e.type = 'orchestration.child_lifecycle' AND e.data ->> 'cancellation_id' IS NOT NULL"
+                " AND c.root_run_id = e.root_run_id AND c.scope = 'children'"
+            ),
+        )
+        for check in ("cancelled_count", "cancelled_uncovered")
+    ),
+    ("scanned_count", "UPDATE cancellations SET scanned_count = cancelled_count - 1 WHERE cancelled_count > 0"),
     ("cancelled_sum", "UPDATE cancellations SET cancelled_count = 0 WHERE grace_until IS NOT NULL"),
     ("parent_close", "DELETE FROM cancellations WHERE reason = 'parent_closed'"),
     ("parent_close", "UPDATE cancellations SET fence_seq = 1 WHERE reason = 'parent_closed'"),

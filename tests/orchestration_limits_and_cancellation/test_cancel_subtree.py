@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from kernel.commands.draining import Drain
 from kernel.reconcilers.drain_cancellations import DrainCancellations
 from kernel.store import drains
 from kernel.store.engine import Database
+from load.audit import audit
 from tests.faults.clocks import set_back
 from tests.kit import Kit, Run, done, refused
+from tests.orchestration_runtime_primitives.work.crew import fence
 
 CANCEL = "/internal/orchestration/cancel-subtree"
 
@@ -55,6 +58,32 @@ async def test_a_cancelled_run_tells_why(kit: Kit) -> None:
     answer = await cancel(kit, root, branch, reason="changed my mind")
     run = done(await kit.api.get(f"/agents/runs/{leaf}"))
     assert run["cancellation"] == {"cancellation_id": answer["cancellation_id"], "reason": "changed my mind"}
+
+
+@pytest.mark.parametrize("acknowledges", [False, True])
+async def test_a_run_names_the_fence_that_cancelled_it_and_not_the_first_that_was_set_over_it(
+    kit: Kit, database: Database, *, acknowledges: bool
+) -> None:
+    root, _ = await kit.team()
+    leased = await child(kit, root, "leased")
+    (work,) = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 900}))["runs"]
+    first = await cancel(kit, root, leased, grace_s=600, reason="first")
+    second = await cancel(kit, root, root.run_id, grace_s=60 if acknowledges else 0, reason="second")
+    assert second["cancellation_id"] != first["cancellation_id"]
+    held = {"run_id": leased, "lease": work["lease"]}
+    if acknowledges:
+        # Until the end is written down, the run tells what its worker hears.
+        (told,) = done(await kit.api.post("/work/heartbeat", {"leases": [held]}))["leases"]
+        run = done(await kit.api.get(f"/agents/runs/{leased}"))
+        assert run["cancellation"] == {"cancellation_id": told["cancellation_id"], "reason": told["reason"]}
+        done(await kit.api.post("/work/complete", {**held, "status": "cancelled"}))
+    run = done(await kit.api.get(f"/agents/runs/{leased}"))
+    assert run["cancellation"] == {"cancellation_id": second["cancellation_id"], "reason": "second"}
+    (told,) = done(await kit.api.post("/work/heartbeat", {"leases": [held]}))["leases"]
+    problem = refused(await kit.api.post("/work/complete", {**held, "status": "failed"}), 409, "run_cancelled")
+    assert [told["reason"], problem["reason"]] == ["second"] * 2
+    async with database.read() as session:
+        assert await audit(session.driver, tenant_id=uuid.UUID(kit.tenant_id)) == []
 
 
 async def test_a_repeat_cancels_nothing_and_names_the_same_cancellation(kit: Kit) -> None:
@@ -161,7 +190,8 @@ async def test_of_the_fences_on_an_orchestrators_groups_only_that_on_the_runs_ow
     async with database.read() as session:
         _, above_root = await drains.fences_above(session, tenant_id, uuid.UUID(root.run_id))
         _, above_loser = await drains.fences_above(session, tenant_id, uuid.UUID(members[1][1]))
-        over = await drains.fence_over(session, tenant_id, uuid.UUID(members[1][1]))
+        loser = {uuid.UUID(members[1][1]): (uuid.UUID(root.run_id), 0)}
+        (over,) = (await drains.fences_of_ends(session, tenant_id, loser)).values()
     assert above_root == {}
     assert [above.fence for above in above_loser.values()] == [over]
 
@@ -282,6 +312,43 @@ async def test_a_leased_run_keeps_its_grace_and_reads_as_cancelled_at_once(kit: 
     assert (await kit.api.post("/work/complete", {**body, "status": "completed"})).status_code == 409
     done(await kit.api.post("/work/complete", {**body, "status": "cancelled"}))
     assert await status_of(kit, leased) == "cancelled"
+
+
+async def test_what_a_fence_has_looked_at_is_told_while_it_drains_and_is_never_less_than_it_has_cancelled(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
+    monkeypatch.setattr("kernel.store.drains.CHUNK_RUNS", 2)
+
+    async def counts(cancellation_id: str) -> tuple[int, int]:
+        shown = done(await kit.api.get(f"/internal/orchestration/cancellations/{cancellation_id}"))
+        assert shown["state"] == "draining"
+        return shown["cancelled_count"], shown["scanned_count"]
+
+    root, _ = await kit.team()
+    leased = [await child(kit, root, key) for key in "ab"]
+    works = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "max_runs": 2, "lease_s": 900}))["runs"]
+    only_leased = await cancel(kit, root, leased[0], grace_s=600)
+    assert await counts(only_leased["cancellation_id"]) == (0, only_leased["scanned_count"]) == (0, 1)
+    done(await kit.spawn_group(root, "g", 5))
+    with_others = await cancel(kit, root, root.run_id, include_root=False, grace_s=60)
+    assert await counts(with_others["cancellation_id"]) == (5, with_others["scanned_count"]) == (5, 7)
+
+    # Without a grace: after one chunk of several, and where a run ends before the drain has looked at any.
+    other = await kit.root(root.agent_id)
+    done(await kit.spawn_group(other, "g", 5))
+    chunked = await fence(database, kit, other.run_id, other.run_id)
+    async with database.read() as session:
+        target = await drains.open_fence(session, uuid.UUID(kit.tenant_id), chunked)
+    assert target is not None
+    await Drain(database).execute(target, timeout_s=0)
+    assert await counts(str(chunked)) == (2, 6)
+    third = await kit.root(root.agent_id)
+    await child(kit, third, "c")
+    (work,) = done(await kit.api.post("/work/claim", {"agent_slugs": ["worker"], "lease_s": 900}))["runs"]
+    quick = await fence(database, kit, third.run_id, third.run_id, grace_s=600)
+    done(await kit.api.post("/work/complete", {k: work[k] for k in ("run_id", "lease")} | {"status": "cancelled"}))
+    assert await counts(str(quick)) == (1, 1)
+    assert {work["run_id"] for work in works} == set(leased)
 
 
 async def test_what_acknowledges_is_listed_with_what_is_drained(kit: Kit, database: Database) -> None:

@@ -162,8 +162,8 @@ async def test_why_many_were_given_up_is_asked_once_for_all_of_them(kit: Kit, da
             # The loop calls the logger in its next turn.
             await asyncio.sleep(0)
     assert reasons == dict.fromkeys(ends, "wrong turn")
-    # The events of the ends, and the fences above the runs.
-    assert len(asked) == 2
+    # The events of the ends name the fence.
+    assert len(asked) == 1
 
 
 async def test_a_run_that_its_worker_cancelled_was_not_cancelled_by_a_later_fence(kit: Kit) -> None:
