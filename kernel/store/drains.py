@@ -234,13 +234,19 @@ LEFT JOIN LATERAL (
 """
 
 # What a fence has cancelled, as the events of its drain tell it, and those of runs that ended under it by themselves.
+# In the order in which the events are read (OFFSET 0 keeps their order apart from what is looked for in them, or each
+# partition would be read up to its first hit), so that it ends with the last that is wanted, whatever the tree has told
+# since.
 CANCELLED_IDS = """
-SELECT s.run_id FROM run_events e
-CROSS JOIN LATERAL unnest(e.subjects) WITH ORDINALITY AS s (run_id, n)
-WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3
-  AND e.type IN ('orchestration.cancellation_propagation', 'orchestration.child_lifecycle')
+SELECT unnest(e.subjects) AS run_id
+FROM (
+  SELECT type, subjects, data FROM run_events
+  WHERE tenant_id = $1 AND root_run_id = $2 AND seq > $3
+  ORDER BY seq OFFSET 0
+) e
+WHERE e.type IN ('orchestration.cancellation_propagation', 'orchestration.child_lifecycle')
   AND e.data ->> 'cancellation_id' = $4
-ORDER BY e.seq, s.n LIMIT $5
+LIMIT $5
 """
 
 # What cancelled a run stands in the event of its end, where that was a drain.
@@ -608,14 +614,18 @@ async def reasons_of_ends(
 
 
 async def cancelled_ids(session: ReadSession, tenant_id: UUID, cancellation: Cancellation, limit: int) -> list[UUID]:
-    """The first runs that a fence has cancelled, in the order of their ends."""
+    """The first runs that a fence has cancelled, in the order of their ends; no more than it counts."""
+    # Each is counted in the transaction that writes its event: with the last one that is counted, nothing is left.
+    wanted = min(limit, cancellation.cancelled_count)
+    if wanted == 0:
+        return []
     rows = await session.driver.fetch(
         CANCELLED_IDS,
         tenant_id,
         cancellation.root_run_id,
         cancellation.fence_seq,
         str(cancellation.cancellation_id),
-        limit,
+        wanted,
     )
     return [row["run_id"] for row in rows]
 
