@@ -248,7 +248,7 @@ class CancelSubtreeCommand:
                         cancellation.root_run_id,
                         cancellation.cancellation_id,
                         cancellation.fence_seq,
-                        MAX_LISTED,
+                        min(cancellation.cancelled_count, MAX_LISTED),
                     )
         return SubtreeCancelled(
             run_id=request.run_id,

@@ -8,11 +8,11 @@ from uuid import UUID
 
 import orjson
 
-from kernel.commands.spawning.refusals import under_fence
+from kernel.commands.spawning.refusals import cancelled, under_fence
 from kernel.domain.errors import LeaseLostError, NotFoundError, RunCancelledError
 from kernel.domain.fences import Fence
 from kernel.domain.run import RunStatus
-from kernel.store import drains, fences, runs, trees
+from kernel.store import fences, runs, trees
 from kernel.store.engine import Database, WriteSession
 from kernel.store.runs import Run
 from kernel.store.trees import LockedTree
@@ -74,9 +74,7 @@ async def was_cancelled(locked: LockedRun) -> RunCancelledError:
     if locked.fence is not None:
         return under_fence(run.run_id, locked.fence)
     end = (run.root_run_id, run.finalized_seq or 0)
-    reason = (await drains.reasons_of_ends(locked.session, run.tenant_id, {run.run_id: end})).get(run.run_id)
-    told = f": {reason}" if reason else ""
-    return RunCancelledError(f"run {run.run_id} was cancelled{told}", run_id=str(run.run_id), reason=reason)
+    return (await cancelled(locked.session, run.tenant_id, {run.run_id: end}))[run.run_id]
 
 
 def lease_lost(run_id: UUID) -> LeaseLostError:

@@ -230,7 +230,9 @@ class OpaEngine:
             revision = ""
         if not revision:
             raise self._failure(
-                "unknown_revision", f"OPA's answer does not say which revision of bundle {self._bundle!r} it is of."
+                "unknown_revision",
+                f"OPA names no revision of bundle {self._bundle!r}: the bundle is not active there yet,"
+                " for example because OPA has just started; try again.",
             )
         if self._known_revisions is not None and revision not in self._known_revisions():
             raise self._failure("unknown_revision", f"OPA answered with bundle revision {revision!r}, unknown here.")

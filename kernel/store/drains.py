@@ -248,13 +248,19 @@ LEFT JOIN LATERAL (
 """
 
 # What a fence has cancelled, as the events of its drain tell it, and those of runs that ended under it by themselves.
+# In the order in which the events are read (OFFSET 0 keeps their order apart from what is looked for in them, or each
+# partition would be read up to its first hit), so that it ends with the last that is wanted, whatever the tree has told
+# since.
 CANCELLED_IDS = """
-SELECT s.run_id FROM run_events e
-CROSS JOIN LATERAL unnest(e.subjects) WITH ORDINALITY AS s (run_id, n)
-WHERE e.tenant_id = $1 AND e.root_run_id = $2 AND e.seq > $3
-  AND e.type IN ('orchestration.cancellation_propagation', 'orchestration.child_lifecycle')
+SELECT unnest(e.subjects) AS run_id
+FROM (
+  SELECT type, subjects, data FROM run_events
+  WHERE tenant_id = $1 AND root_run_id = $2 AND seq > $3
+  ORDER BY seq OFFSET 0
+) e
+WHERE e.type IN ('orchestration.cancellation_propagation', 'orchestration.child_lifecycle')
   AND e.data ->> 'cancellation_id' = $4
-ORDER BY e.seq, s.n LIMIT $5
+LIMIT $5
 """
 
 # Which fence cancelled a run stands in the event of its end: that of a drain, or its own where it acknowledged.
@@ -645,7 +651,14 @@ async def reasons_of_ends(
 async def cancelled_ids(
     session: ReadSession, tenant_id: UUID, root_run_id: UUID, cancellation_id: UUID, fence_seq: int, limit: int
 ) -> list[UUID]:
-    """The first runs that a fence has cancelled, in the order of their ends."""
+    """The first runs that a fence has cancelled, in the order of their ends.
+
+    Args:
+        limit: no more than the fence counts, so that nothing is looked for after the last of them: each is counted in
+            the transaction that writes its event.
+    """
+    if limit == 0:
+        return []
     rows = await session.driver.fetch(CANCELLED_IDS, tenant_id, root_run_id, fence_seq, str(cancellation_id), limit)
     return [row["run_id"] for row in rows]
 

@@ -101,9 +101,6 @@ class Earlier:
     snapshot: Mapping[str, object]
     effective_scopes: tuple[str, ...]
     failure_policy: str
-    timeout_s: int | None
-    join_mode: str | None
-    quorum_threshold: int | None
     decision_id: UUID
     root_run_id: UUID
     parent_node_id: str | None
@@ -175,7 +172,7 @@ SELECT json_build_object(
     SELECT json_agg(json_build_object('tenant_id', r.tenant_id, 'parent_run_id', r.parent_run_id,
       'key', r.spawn_key, 'run_ids', json_build_array(r.run_id), 'group_id', r.orchestration_group_id,
       'agent_ids', json_build_array(r.agent_id), 'digests', l.request_digests, 'snapshot', l.policy_snapshot,
-      'effective_scopes', r.effective_scopes, 'failure_policy', r.failure_policy, 'timeout_s', r.timeout_s,
+      'effective_scopes', r.effective_scopes, 'failure_policy', r.failure_policy,
       'decision_id', l.decision_id, 'root_run_id', r.root_run_id, 'parent_node_id', r.parent_node_id,
       'depth', r.depth))
     FROM unnest($7::uuid[], $8::uuid[], $9::text[]) AS q (tenant_id, parent_run_id, spawn_key)
@@ -186,8 +183,7 @@ SELECT json_build_object(
     SELECT json_agg(json_build_object('tenant_id', g.tenant_id, 'parent_run_id', g.orchestrator_run_id,
       'key', g.spawn_key_prefix, 'group_id', g.group_id, 'digests', g.request_digests,
       'snapshot', g.policy_snapshot, 'effective_scopes', g.effective_scopes,
-      'failure_policy', g.failure_policy, 'timeout_s', g.timeout_s, 'join_mode', g.join_mode,
-      'quorum_threshold', g.quorum_threshold, 'decision_id', g.decision_id, 'root_run_id', g.root_run_id,
+      'failure_policy', g.failure_policy, 'decision_id', g.decision_id, 'root_run_id', g.root_run_id,
       'parent_node_id', g.parent_node_id, 'depth', o.depth + 1, 'run_ids', m.run_ids, 'agent_ids', m.agent_ids))
     FROM unnest($10::uuid[], $11::uuid[], $12::text[]) AS q (tenant_id, parent_run_id, prefix)
     JOIN orchestration_groups g ON g.tenant_id = q.tenant_id AND g.orchestrator_run_id = q.parent_run_id
@@ -323,9 +319,6 @@ def _earlier(row: Row) -> Earlier:
         snapshot=row["snapshot"] or {},
         effective_scopes=tuple(row["effective_scopes"]),
         failure_policy=row["failure_policy"],
-        timeout_s=row["timeout_s"],
-        join_mode=row.get("join_mode"),
-        quorum_threshold=row.get("quorum_threshold"),
         # A member of a group has no decision of its own; it is then found by its key only to be called a conflict.
         decision_id=stored_id(row["decision_id"] or NO_DECISION),
         root_run_id=stored_id(row["root_run_id"]),

@@ -18,7 +18,7 @@ from kernel.store.fences import RunKey, covered
 from kernel.wakeups import Wakeups
 from service.dependencies import Services
 from tests.kit import Kit, done, refused
-from tests.orchestration_join_policies.join_calls import group_of
+from tests.orchestration_join_policies.join_calls import Group, group_of
 from tests.orchestration_runtime_primitives.work.crew import WELL_BEFORE_S, audit, fence, until_nobody_borrows
 
 
@@ -45,6 +45,29 @@ async def test_an_undecided_group_takes_other_parameters_and_is_judged_anew(kit:
     assert decided["decided_seq"] == told[1]["seq"]
     assert told[1]["data"]["quorum_threshold"] == 1
     await audit(database, kit)
+
+
+async def test_a_repeated_spawn_answers_with_the_first_terms_whatever_the_group_was_given_since(kit: Kit) -> None:
+    root, _ = await kit.team(join_timeout_s=70)
+    wanted = {"join_mode": "all", "start_background": False}
+    first = done(await kit.spawn_group(root, "g", 2, **wanted))
+    assert (first["timeout_s"], first["join_mode"], first["quorum_threshold"]) == (70, "all", None)
+    group = Group(kit, root, first["orchestration_group_id"], first["spawned_run_ids"])
+    changed = await group.read(mode="quorum", quorum_threshold=1, timeout_s=500)
+    assert (changed["timeout_s"], changed["mode"], changed["quorum_threshold"]) == (500, "quorum", 1)
+    # Nor does the policy of today, from which the first call took its timeout.
+    done(await kit.api.put(f"/agents/{root.agent_id}/orchestrator-policy", {"join_timeout_s": 30}))
+    response = await kit.spawn_group(root, "g", 2, **wanted)
+    again = done(response)
+    assert response.headers["X-Idempotency-Reused"] == "true"
+    # Only the members' tokens are new.
+    assert {**again, "idempotent": False, "run_tokens": None} == {**first, "run_tokens": None}
+    # What was asked for is told as it was asked for.
+    named = {"join_mode": "quorum", "quorum_threshold": 2, "timeout_s": 90}
+    second = done(await kit.spawn_group(root, "h", 2, **named))
+    body = {"caller_run_id": root.run_id, "orchestration_group_id": second["orchestration_group_id"]}
+    done(await kit.api.post("/internal/orchestration/join", {**body, "mode": "first_success", "timeout_s": 5}))
+    assert {**done(await kit.spawn_group(root, "h", 2, **named)), "idempotent": False} == second
 
 
 async def test_the_same_parameters_again_change_nothing(kit: Kit, database: Database) -> None:

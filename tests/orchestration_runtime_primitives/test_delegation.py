@@ -11,8 +11,11 @@ from kernel.commands.spawning.order import ChildOrder, JoinOrder, SpawnOrder, Ta
 from kernel.domain.events import Surface
 from kernel.domain.principal import Principal
 from kernel.policy.contract import Action
+from kernel.reconcilers.drain_cancellations import DrainCancellations
+from kernel.store.engine import Database
 from service.dependencies import Services
 from tests.kit import Kit, Run, done, refused
+from tests.orchestration_runtime_primitives.work.crew import fence
 
 
 async def chain_of_runs(kit: Kit, length: int) -> list[Run]:
@@ -72,6 +75,44 @@ async def test_a_run_that_was_cancelled_repeats_but_acts_no_more(kit: Kit) -> No
     done(await kit.api.post("/internal/orchestration/cancel-subtree", body))
     assert done(await kit.spawn(root, "a"))["spawned_run_ids"] == first["spawned_run_ids"]
     refused(await kit.spawn(root, "b"), 409, "run_cancelled")
+
+
+async def test_a_spawn_is_refused_with_the_reason_for_which_its_caller_was_cancelled(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team(max_depth=5)
+    branch = done(await kit.spawn(root, "branch", "orchestrator"))["spawned_run_ids"][0]
+    cancellation_id = await fence(database, kit, root.run_id, branch, reason="wrong turn")
+    covered = refused(await kit.spawn(branch, "a"), 409, "run_cancelled")
+    assert covered["cancellation_id"] == str(cancellation_id)
+    assert (covered["reason"], covered["run_id"]) == ("wrong turn", branch)
+    await DrainCancellations(database).run_once()
+    # Written down, it is refused alike: alone, in a group, and where it is only tried.
+    body = {
+        "caller_run_id": branch,
+        "target_agent_slug": "worker",
+        "scope_subset": ["read"],
+        "idempotency_key": "a",
+    }
+    for response in (
+        await kit.spawn(branch, "a"),
+        await kit.spawn_group(branch, "g", 2),
+        await kit.api.post("/internal/orchestration/spawn-run?dry_run=true", body),
+    ):
+        problem = refused(response, 409, "run_cancelled")
+        assert problem["detail"] == f"caller_run_id: run {branch} was cancelled: wrong turn"
+        assert (problem["reason"], problem["run_id"]) == ("wrong turn", branch)
+
+
+async def test_a_spawn_whose_caller_acknowledged_its_cancellation_is_refused_with_its_reason(
+    kit: Kit, database: Database
+) -> None:
+    root, _ = await kit.team()
+    branch = done(await kit.spawn(root, "branch", "orchestrator", start_background=False))["spawned_run_ids"][0]
+    await fence(database, kit, root.run_id, root.run_id, reason="wrong turn")
+    done(await kit.api.post(f"/agents/runs/{branch}/status", {"status": "cancelled"}))
+    await DrainCancellations(database).run_once()
+    assert refused(await kit.spawn(branch, "a"), 409, "run_cancelled")["reason"] == "wrong turn"
 
 
 async def test_a_run_without_the_scope_cannot_call_the_primitives(kit: Kit) -> None:

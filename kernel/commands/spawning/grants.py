@@ -38,9 +38,6 @@ def grant(prepared: Prepared, evaluated: Evaluated, tree: LockedTree, writes: Sp
     order, decision = prepared.order, evaluated.decision
     size = len(order.children)
     snapshot: dict[str, object] = decision.policy.model_dump() if decision.policy is not None else {}
-    timeout_s = order.timeout_s
-    if order.join is not None and timeout_s is None and decision.policy is not None:
-        timeout_s = decision.policy.join_timeout_s
     given = _Grant(
         prepared=prepared,
         tree=tree,
@@ -51,7 +48,7 @@ def grant(prepared: Prepared, evaluated: Evaluated, tree: LockedTree, writes: Sp
         snapshot=snapshot,
         scopes=tuple(decision.effective_scopes),
         failure_policy=str(order.failure_policy or snapshot["default_failure_policy"]),
-        timeout_s=timeout_s,
+        timeout_s=order.timeout_under(snapshot),
     )
     tree.children_total += size
     tree.added_children += size

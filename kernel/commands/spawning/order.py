@@ -78,6 +78,13 @@ class SpawnOrder:
         """What the wire calls the key."""
         return "idempotency_key" if self.join is None else "idempotency_key_prefix"
 
+    def timeout_under(self, snapshot: Mapping[str, object]) -> int | None:
+        """Its timeout in seconds under the policy that it was granted with, whose default a join takes."""
+        if self.timeout_s is None and self.join is not None:
+            default = snapshot.get("join_timeout_s")
+            return default if isinstance(default, int) else None
+        return self.timeout_s
+
     def wire_name(self, field: str) -> str:
         """What this order called a field on the wire; a single target is named by its id or by its slug."""
         if field != "target":
@@ -179,6 +186,7 @@ def repeat(order: SpawnOrder, facts: SpawnFacts) -> Spawned | None:
 
 
 def _first_result(order: SpawnOrder, earlier: Earlier) -> Spawned:
+    # The terms are those of the order, which is the first one over again: a join may have given its group others since.
     return Spawned(
         run_ids=earlier.run_ids,
         group_id=earlier.group_id,
@@ -191,9 +199,9 @@ def _first_result(order: SpawnOrder, earlier: Earlier) -> Spawned:
         snapshot=earlier.snapshot,
         effective_scopes=earlier.effective_scopes,
         failure_policy=earlier.failure_policy,
-        timeout_s=earlier.timeout_s,
+        timeout_s=order.timeout_under(earlier.snapshot),
         decision_id=earlier.decision_id,
-        join_mode=earlier.join_mode,
-        quorum_threshold=earlier.quorum_threshold,
+        join_mode=order.join.mode.value if order.join is not None else None,
+        quorum_threshold=order.join.quorum_threshold if order.join is not None else None,
         idempotent=True,
     )

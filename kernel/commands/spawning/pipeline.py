@@ -6,7 +6,7 @@ asked about again; its neighbours are not held up by it.
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from time import monotonic
@@ -20,6 +20,7 @@ from kernel.commands.spawning.order import Spawned, SpawnOrder
 from kernel.commands.spawning.question import Prepared, prepare
 from kernel.commands.spawning.refusals import (
     MAX_ATTEMPTS,
+    cancelled_callers,
     count_decisions,
     count_refusal,
     count_surface,
@@ -27,13 +28,13 @@ from kernel.commands.spawning.refusals import (
     under_fence,
 )
 from kernel.commands.spawning.verdicts import Outcome, Shifted, Verdicts
-from kernel.domain.errors import PolicyUnavailableError, RemitError, SpawnKeyConflictError
+from kernel.domain.errors import PolicyUnavailableError, RemitError, RunCancelledError, SpawnKeyConflictError
 from kernel.domain.run import RunStatus
 from kernel.policy import records
 from kernel.policy.contract import DecisionInput
 from kernel.policy.engine import Evaluated, PolicyEngine
 from kernel.store import decisions, fences, spawn_facts, spawn_writes, trees
-from kernel.store.engine import Database, WriteSession
+from kernel.store.engine import Database, ReadSession, WriteSession
 from kernel.store.spawn_facts import SpawnFacts, Wanted
 from kernel.store.spawn_writes import SpawnWrites
 from kernel.store.trees import LockedTree, TreeHeldError, TreeKey
@@ -93,7 +94,8 @@ class SpawnPipeline:
                 break
             async with self._database.read() as session:
                 facts = await spawn_facts.load(session, _wanted(batch[number] for number in pending))
-            questions = _prepare(work, pending, facts)
+                questions = _prepare(work, pending, facts)
+                work.outcomes.update(await _reasons(session, batch, work.outcomes))
             answers = await self._ask(work, questions)
             if answers:
                 await self._settle(work, questions, answers)
@@ -127,6 +129,7 @@ class SpawnPipeline:
                         questions[number] = prepare(order, facts)
                 except RemitError as error:
                     previews[number] = error
+            previews.update(await _reasons(session, batch, previews))
             covered = await fences.covered(
                 session, (_place(prepared) for prepared in questions.values() if prepared.caller.open_fences)
             )
@@ -257,6 +260,7 @@ class SpawnPipeline:
                         settled[number] = facts_changed()
                 elif not isinstance(outcome, Shifted):
                     settled[number] = outcome
+            settled.update(await _reasons(session, work.orders, settled))
             if writes.trees:
                 await spawn_writes.write(session, writes)
         # Only what has committed is told.
@@ -313,6 +317,19 @@ def _prepare(work: _Batch, pending: list[int], facts: SpawnFacts) -> dict[int, P
             if caller is not None:
                 count_refusal(error, caller.tenant.slug, order.action.value)
     return questions
+
+
+async def _reasons(
+    session: ReadSession, batch: Sequence[SpawnOrder], outcomes: Mapping[int, Preview | Postponed]
+) -> dict[int, RunCancelledError]:
+    """With the reason, the refusals of orders whose caller has ended as cancelled: the facts have none."""
+    untold = {
+        number: (batch[number].tenant_id, batch[number].caller_run_id)
+        for number, outcome in outcomes.items()
+        if isinstance(outcome, RunCancelledError) and "reason" not in outcome.members
+    }
+    refusals = await cancelled_callers(session, untold.values())
+    return {number: refusals[caller] for number, caller in untold.items()}
 
 
 def _conflict(order: SpawnOrder, error: pg.IntegrityConstraintViolationError) -> RemitError:

@@ -1,6 +1,6 @@
 """How spawns are refused, told and counted; the other commands refuse alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from kernel import metrics
@@ -8,6 +8,8 @@ from kernel.domain.errors import FactsChangedError, LeaseLostError, PolicyDenied
 from kernel.domain.fences import Fence
 from kernel.policy.contract import Decision, DecisionInput
 from kernel.policy.records import DecisionRecord
+from kernel.store import drains, runs
+from kernel.store.engine import ReadSession
 
 # How often the catalog may change under a call before it is told so.
 MAX_ATTEMPTS = 3
@@ -29,6 +31,45 @@ def under_fence(run_id: UUID, fence: Fence) -> RunCancelledError:
         cancellation_id=str(fence.cancellation_id),
         reason=fence.reason,
     )
+
+
+async def cancelled(
+    session: ReadSession, tenant_id: UUID, ends: Mapping[UUID, tuple[UUID, int]], *, field: str | None = None
+) -> dict[UUID, RunCancelledError]:
+    """The refusals of calls on behalf of runs that have ended as cancelled, with the reasons.
+
+    Args:
+        session: what the reasons are looked up with.
+        tenant_id: whose the runs are.
+        ends: for each run its root, and the number of its end.
+        field: the name on the wire of what named the run, where the refusal is to name it.
+    """
+    refusals: dict[UUID, RunCancelledError] = {}
+    reasons = await drains.reasons_of_ends(session, tenant_id, ends)
+    for run_id in ends:
+        # None where nobody but its runtime cancelled it.
+        reason = reasons.get(run_id)
+        where, why = f"{field}: " if field else "", f": {reason}" if reason else ""
+        refusals[run_id] = RunCancelledError(
+            f"{where}run {run_id} was cancelled{why}", run_id=str(run_id), reason=reason
+        )
+    return refusals
+
+
+async def cancelled_callers(
+    session: ReadSession, callers: Iterable[tuple[UUID, UUID]]
+) -> dict[tuple[UUID, UUID], RunCancelledError]:
+    """As `cancelled`, for calling runs given with their tenants."""
+    of_tenants: dict[UUID, set[UUID]] = {}
+    for tenant_id, run_id in callers:
+        of_tenants.setdefault(tenant_id, set()).add(run_id)
+    refusals: dict[tuple[UUID, UUID], RunCancelledError] = {}
+    for tenant_id, run_ids in of_tenants.items():
+        known = await runs.load(session, tenant_id, sorted(run_ids))
+        ends = {run_id: (run.root_run_id, run.finalized_seq or 0) for run_id, run in known.items()}
+        found = await cancelled(session, tenant_id, ends, field="caller_run_id")
+        refusals |= {(tenant_id, run_id): refusal for run_id, refusal in found.items()}
+    return refusals
 
 
 def denied(record: DecisionRecord) -> PolicyDeniedError:

@@ -197,6 +197,14 @@ async def test_a_fault_is_refused_in_time_counted_and_over_with_the_next_answer(
     assert (await engine.decide(spawn())).decision.allow
 
 
+async def test_while_the_bundle_is_not_active_the_refusal_says_so(engine: OpaEngine, server: Server) -> None:
+    # What an OPA answers that has started and not loaded its bundle yet.
+    server.reply = respond(orjson.dumps({"provenance": {"version": "1.0"}}))
+    with pytest.raises(PolicyUnavailableError, match=r"'orchestration'.* not active there yet.*try again") as refusal:
+        await engine.decide(spawn())
+    assert (refusal.value.retry_after_s, refusal.value.members["cause"]) == (1, "unknown_revision")
+
+
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
 async def test_a_redirect_is_refused_and_the_token_stays_here(engine: OpaEngine, server: Server, status: str) -> None:
     async with listening() as elsewhere:
