@@ -3,6 +3,7 @@
 Locust runs on gevent, which the audit would block; it is a process of its own, and its verdict is locust's exit code.
 """
 
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -17,6 +18,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, Runner, WorkerRunner
 
+from load.storms.arrivals import LAST_ANSWERS_S
 from load.storms.ledger import Ledger
 from load.storms.profiles import PROFILES
 from load.storms.scenario import Scenario
@@ -61,8 +63,9 @@ def apply_profile(environment: Environment, runner: Runner, **_: object) -> None
     profile = PROFILES[options.profile or "default"]
     options.num_users = options.num_users or profile.users
     options.spawn_rate = options.spawn_rate or options.num_users
-    # Users end by themselves; those that are stopped before may hear their last answers.
-    environment.stop_timeout = environment.stop_timeout or 10.0
+    # Users end by themselves; those that are stopped before hear their last answers: of their arrivals, their workers,
+    # and what goes on beside.
+    environment.stop_timeout = environment.stop_timeout or 3 * LAST_ANSWERS_S
     if not environment.host and not options.host:
         service = Path(options.data_dir, "service.json")
         if not service.exists():
@@ -100,6 +103,17 @@ def begin(environment: Environment, **_: object) -> None:
     )
     storming.begin(environment)
     storming.watch.start()
+    if options.headless:
+        # Locust's own handlers stop its users wherever they are, and one of them writes no report. Here they end.
+        signal.signal(signal.SIGINT, lambda *_: _interrupt(storming))
+        signal.signal(signal.SIGTERM, lambda *_: _interrupt(storming))
+
+
+def end_the_arrivals(environment: Environment, **_: object) -> None:
+    """Who is stopped, from locust's web interface or by its `--run-time`, has nothing more to send."""
+    assert environment.runner is not None
+    if environment.runner.user_count:
+        Storming.of(environment).interrupt()
 
 
 def judge(environment: Environment, **_: object) -> None:
@@ -131,6 +145,13 @@ def judge_what_was_interrupted(environment: Environment, **_: object) -> None:
     if environment.process_exit_code is None:
         # It never got as far as a verdict, and must not look as if it had.
         environment.process_exit_code = NOT_JUDGED
+
+
+def _interrupt(storming: Storming) -> None:
+    # More than once where a terminal, a supervisor and a parent all tell.
+    if not storming.over.is_set():
+        print("interrupted: the calls in flight are heard, and what there was is judged", file=sys.stderr)
+    storming.interrupt()
 
 
 def _end_when_all_are_done(environment: Environment) -> None:
@@ -172,5 +193,6 @@ def conduct() -> None:
     events.init_command_line_parser.add_listener(add_options)
     events.init.add_listener(apply_profile)
     events.test_start.add_listener(begin)
+    events.test_stopping.add_listener(end_the_arrivals)
     events.test_stop.add_listener(judge)
     events.quitting.add_listener(judge_what_was_interrupted)

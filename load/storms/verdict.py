@@ -86,7 +86,7 @@ class Verdict:
         lines += ["", *_columns([("call", "answer", "count"), *self._answers()])]
         lines += ["", self._setting(), self._service(), *self._notes()]
         lines += [f"FAULT {fault}" for fault in self.faults]
-        return "\n".join(["", *lines, f"verdict: {'passed' if self.passed else 'FAILED'}", ""])
+        return "\n".join(["", *lines, f"verdict: {'passed' if self.passed else 'FAILED'}{self._interruption()}", ""])
 
     def section(self) -> str:
         """A section of HTML."""
@@ -114,13 +114,19 @@ class Verdict:
 
     def _headline(self) -> str:
         names = ", ".join(self.observed["scenarios"]) or "nothing"
-        return f"{names}: {'passed' if self.passed else 'FAILED'}"
+        return f"{names}: {'passed' if self.passed else 'FAILED'}{self._interruption()}"
+
+    def _interruption(self) -> str:
+        # A report of an earlier day does not say.
+        after = self.observed.get("interrupted_after_s")
+        return "" if after is None else f", interrupted after {after:.1f} s of {self.observed['seconds']:g}"
 
     def _setting(self) -> str:
         seen = self.observed
         return (
             f"Profile {seen['profile']}: {seen['users']} users, {seen['workers']} workers, {seen['in_flight']} calls in"
-            f" flight per user, {seen['seconds']:g} s at pace {seen['pace']:g} and scale {seen['scale']:g}."
+            f" flight per user, {round(seen.get('ran_s', seen['seconds']), 1):g} s at pace"
+            f" {seen['pace']:g} and scale {seen['scale']:g}."
             f" The audit read {self.audited_runs:,} runs and {seen['acknowledged_calls']:,} acknowledged calls in"
             f" {self.audit_s:.1f} s."
         )
