@@ -20,6 +20,7 @@ from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, Runner, 
 
 from load.storms.arrivals import LAST_ANSWERS_S
 from load.storms.ledger import Ledger
+from load.storms.options import SECONDS, add_options, token_file
 from load.storms.profiles import PROFILES
 from load.storms.scenario import Scenario
 from load.storms.stage import Stage
@@ -32,23 +33,9 @@ POLL_S = 0.1
 UNDER_WAY = (STATE_SPAWNING, STATE_RUNNING)
 
 
-def add_options(parser: LocustArgumentParser, **_: object) -> None:
-    """The options that every storm understands, beside locust's own."""
-    own = parser.add_argument_group("Storm options", "and --profile: " + ", ".join(PROFILES))
-    own.add_argument("--data-dir", default=".remit", help="the service's: its URL, token and database are found there")
-    own.add_argument("--admin-token-file", help="a file with the admin's token, instead of the data directory's")
-    own.add_argument("--database", help="the URL of the service's PostgreSQL, instead of the data directory's")
-    own.add_argument("--report-dir", default="", help="where the report goes (load/results/storms/…)")
-    own.add_argument("--seconds", type=float, default=60.0, help="how long calls arrive")
-    own.add_argument("--most", type=int, default=1_000_000, help="how many may arrive, of each kind and user")
-    own.add_argument("--pace", type=float, default=1.0, help="multiplies the rates")
-    own.add_argument("--scale", type=float, default=1.0, help="multiplies the sizes: of trees, groups, depths")
-    own.add_argument("--in-flight", type=int, help="calls that one user waits for at once, instead of the profile's")
-    own.add_argument("--workers", type=int, help="workers that claim and complete, instead of the profile's")
-    own.add_argument("--may-miss", type=float, help="the share of arrivals that may be missed, not the profile's")
-    own.add_argument("--drain-s", type=float, default=30.0, help="how long fences may stay open after the last call")
-    own.add_argument("--tolerance", type=float, default=3.0, help="by which factor calls beside others may be slower")
-    own.add_argument("--max-rss-mib", type=float, default=300.0, help="what the service's process may take")
+def tell_of_options(parser: LocustArgumentParser, **_: object) -> None:
+    """Have locust understand the options of a storm, beside its own."""
+    add_options(parser)
 
 
 def apply_profile(environment: Environment, runner: Runner, **_: object) -> None:
@@ -58,8 +45,10 @@ def apply_profile(environment: Environment, runner: Runner, **_: object) -> None
     options = _options(environment)
     if (options.profile or "default") not in PROFILES:
         _refuse(f"--profile is one of {', '.join(PROFILES)}")
-    if not _token_file(options).exists():
-        _refuse(f"{_token_file(options)}: the admin's token is not there")
+    if options.num_users is not None and options.num_users < 1:
+        _refuse(f"--users is {options.num_users}, and has to be 1 or more")
+    if not token_file(options).exists():
+        _refuse(f"{token_file(options)}: the admin's token is not there")
     profile = PROFILES[options.profile or "default"]
     options.num_users = options.num_users or profile.users
     options.spawn_rate = options.spawn_rate or options.num_users
@@ -86,11 +75,11 @@ def begin(environment: Environment, **_: object) -> None:
     (directory / VERDICT).unlink(missing_ok=True)
     storming = Storming(
         host=host,
-        stage=Stage(host, _token_file(options).read_text().strip()),
+        stage=Stage(host, token_file(options).read_text().strip()),
         ledger=Ledger(directory),
         directory=directory,
         profile=options.profile or "default",
-        seconds=options.seconds,
+        seconds=options.seconds or SECONDS,
         most=options.most,
         pace=options.pace,
         scale=options.scale,
@@ -174,10 +163,6 @@ def _refuse(why: str) -> NoReturn:
     sys.exit(NOT_JUDGED)
 
 
-def _token_file(options: Namespace) -> Path:
-    return Path(options.admin_token_file or Path(options.data_dir, "admin-token"))
-
-
 def _embedded(data_dir: Path) -> str:
     return f"postgresql://remit@/remit?host={data_dir.absolute() / 'postgres'}"
 
@@ -190,7 +175,7 @@ def _options(environment: Environment) -> Namespace:
 
 def conduct() -> None:
     """Have locust tell of what happens."""
-    events.init_command_line_parser.add_listener(add_options)
+    events.init_command_line_parser.add_listener(tell_of_options)
     events.init.add_listener(apply_profile)
     events.test_start.add_listener(begin)
     events.test_stopping.add_listener(end_the_arrivals)
