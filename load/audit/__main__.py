@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+from asyncpg.exceptions import InterfaceError, PostgresError
 
 from load.audit.auditing import CHECKS, audit
 from load.audit.overdue import OVERDUE
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return 1 if asyncio.run(run(url_of(options.database), options.tenant)) else 0
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, ValueError, PostgresError, InterfaceError) as error:
         print(f"{parser.prog}: {options.database}: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
