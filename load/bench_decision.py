@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -214,9 +214,21 @@ async def bench(source: Path) -> bool:
     return within
 
 
-if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(prog="python -m load.bench_decision", description=__doc__)
-    arguments.add_argument(
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, unless there is nothing to be measured."""
+    parser = argparse.ArgumentParser(prog="python -m load.bench_decision", description=__doc__)
+    parser.add_argument(
         "policies", type=Path, nargs="?", default=Path(policies.__file__).parent, help="default: those of Remit"
     )
-    sys.exit(0 if uvloop.run(bench(arguments.parse_args().policies)) else 1)
+    source: Path = parser.parse_args(arguments).policies
+    if not source.is_dir():
+        parser.error(f"{source}: there is no such directory")
+    try:
+        return 0 if uvloop.run(bench(source)) else 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

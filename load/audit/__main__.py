@@ -8,9 +8,13 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+from asyncpg.exceptions import InterfaceError, PostgresError
 
 from load.audit.auditing import CHECKS, audit
 from load.audit.overdue import OVERDUE
+
+# The exit codes of a database that cannot be read, and of an interrupt.
+UNUSABLE, INTERRUPTED = 2, 130
 
 
 async def run(url: str, tenant_id: UUID | None) -> int:
@@ -41,7 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tenant", type=UUID, help="only what belongs to the tenant with this id")
     options = parser.parse_args(arguments)
-    return 1 if asyncio.run(run(url_of(options.database), options.tenant)) else 0
+    try:
+        return 1 if asyncio.run(run(url_of(options.database), options.tenant)) else 0
+    except (OSError, ValueError, PostgresError, InterfaceError) as error:
+        print(f"{parser.prog}: {options.database}: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

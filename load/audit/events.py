@@ -74,7 +74,10 @@ EVENTS = (
         """
         SELECT r.tenant_id, format('run %s: no event with the number %s tells of it', r.run_id, q.seq) AS finding
         FROM agent_runs r
-        CROSS JOIN LATERAL (VALUES (r.spawned_seq), (r.started_seq), (r.finalized_seq)) AS q (seq)
+        -- Spawned and started by one event, a run misses it once.
+        CROSS JOIN LATERAL (
+          SELECT DISTINCT v.seq FROM (VALUES (r.spawned_seq), (r.started_seq), (r.finalized_seq)) AS v (seq)
+        ) q
         LEFT JOIN (SELECT tenant_id, root_run_id, seq, unnest(subjects) AS run_id FROM run_events) e
           ON e.tenant_id = r.tenant_id AND e.root_run_id = r.root_run_id AND e.seq = q.seq AND e.run_id = r.run_id
         WHERE q.seq IS NOT NULL AND e.seq IS NULL

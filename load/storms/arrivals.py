@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import gevent
+from gevent.event import Event
 from gevent.pool import Pool
 
 from load.storms.tally import Tally
@@ -54,13 +55,17 @@ class Stream:
 
 
 class Dispatcher:
-    """Sends what is due, of several streams, for so many seconds; at most so many of each, and so many in flight."""
+    """Sends what is due, of several streams, for so many seconds; at most so many of each, and so many in flight.
 
-    def __init__(self, tally: Tally, *, in_flight: int, most: int, dice: random.Random) -> None:
+    When `over` is set, nothing more arrives.
+    """
+
+    def __init__(self, tally: Tally, *, in_flight: int, most: int, dice: random.Random, over: Event) -> None:
         self._tally = tally
         self._pool = Pool(in_flight)
         self._most = most
         self._dice = dice
+        self._over = over
 
     def run(self, streams: Sequence[Stream], seconds: float) -> None:
         """Keep to the schedule until it ends, and hear the last answers."""
@@ -79,15 +84,23 @@ class Dispatcher:
 
     def _keep_to(self, stream: Stream, start: float, seconds: float) -> None:
         begin, end = start + stream.begins * seconds, start + stream.ends * seconds
+        self._arrive(stream, begin, end)
+        # Of a stream that was cut short, the rates are those of the time that it had.
+        last = min(end, time.perf_counter()) if self._over.is_set() else end
         arrivals = self._tally.of(stream.name)
-        arrivals.seconds = max(arrivals.seconds, end - begin)
+        arrivals.seconds = max(arrivals.seconds, last - begin)
+
+    def _arrive(self, stream: Stream, begin: float, end: float) -> None:
+        arrivals = self._tally.of(stream.name)
         # What comes evenly comes at once; what comes at random, after a first wait.
         due = begin if stream.evenly else begin + self._dice.expovariate(stream.rate)
         for _ in range(self._most):
             if due >= end:
                 return
             # Even one that is late yields, so that answers are heard.
-            gevent.sleep(max(0.0, due - time.perf_counter()))
+            gevent.sleep(0)
+            if self._over.wait(max(0.0, due - time.perf_counter())):
+                return
             arrivals.intended += 1
             if self._pool.full():
                 arrivals.missed += 1

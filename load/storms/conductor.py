@@ -3,6 +3,7 @@
 Locust runs on gevent, which the audit would block; it is a process of its own, and its verdict is locust's exit code.
 """
 
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -17,7 +18,9 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, Runner, WorkerRunner
 
+from load.storms.arrivals import LAST_ANSWERS_S
 from load.storms.ledger import Ledger
+from load.storms.options import SECONDS, add_options, token_file
 from load.storms.profiles import PROFILES
 from load.storms.scenario import Scenario
 from load.storms.stage import Stage
@@ -30,23 +33,9 @@ POLL_S = 0.1
 UNDER_WAY = (STATE_SPAWNING, STATE_RUNNING)
 
 
-def add_options(parser: LocustArgumentParser, **_: object) -> None:
-    """The options that every storm understands, beside locust's own."""
-    own = parser.add_argument_group("Storm options", "and --profile: " + ", ".join(PROFILES))
-    own.add_argument("--data-dir", default=".remit", help="the service's: its URL, token and database are found there")
-    own.add_argument("--admin-token-file", help="a file with the admin's token, instead of the data directory's")
-    own.add_argument("--database", help="the URL of the service's PostgreSQL, instead of the data directory's")
-    own.add_argument("--report-dir", default="", help="where the report goes (load/results/storms/…)")
-    own.add_argument("--seconds", type=float, default=60.0, help="how long calls arrive")
-    own.add_argument("--most", type=int, default=1_000_000, help="how many may arrive, of each kind and user")
-    own.add_argument("--pace", type=float, default=1.0, help="multiplies the rates")
-    own.add_argument("--scale", type=float, default=1.0, help="multiplies the sizes: of trees, groups, depths")
-    own.add_argument("--in-flight", type=int, help="calls that one user waits for at once, instead of the profile's")
-    own.add_argument("--workers", type=int, help="workers that claim and complete, instead of the profile's")
-    own.add_argument("--may-miss", type=float, help="the share of arrivals that may be missed, not the profile's")
-    own.add_argument("--drain-s", type=float, default=30.0, help="how long fences may stay open after the last call")
-    own.add_argument("--tolerance", type=float, default=3.0, help="by which factor calls beside others may be slower")
-    own.add_argument("--max-rss-mib", type=float, default=300.0, help="what the service's process may take")
+def tell_of_options(parser: LocustArgumentParser, **_: object) -> None:
+    """Have locust understand the options of a storm, beside its own."""
+    add_options(parser)
 
 
 def apply_profile(environment: Environment, runner: Runner, **_: object) -> None:
@@ -56,13 +45,16 @@ def apply_profile(environment: Environment, runner: Runner, **_: object) -> None
     options = _options(environment)
     if (options.profile or "default") not in PROFILES:
         _refuse(f"--profile is one of {', '.join(PROFILES)}")
-    if not _token_file(options).exists():
-        _refuse(f"{_token_file(options)}: the admin's token is not there")
+    if options.num_users is not None and options.num_users < 1:
+        _refuse(f"--users is {options.num_users}, and has to be 1 or more")
+    if not token_file(options).exists():
+        _refuse(f"{token_file(options)}: the admin's token is not there")
     profile = PROFILES[options.profile or "default"]
     options.num_users = options.num_users or profile.users
     options.spawn_rate = options.spawn_rate or options.num_users
-    # Users end by themselves; those that are stopped before may hear their last answers.
-    environment.stop_timeout = environment.stop_timeout or 10.0
+    # Users end by themselves; those that are stopped before hear their last answers: of their arrivals, their workers,
+    # and what goes on beside.
+    environment.stop_timeout = environment.stop_timeout or 3 * LAST_ANSWERS_S
     if not environment.host and not options.host:
         service = Path(options.data_dir, "service.json")
         if not service.exists():
@@ -83,11 +75,11 @@ def begin(environment: Environment, **_: object) -> None:
     (directory / VERDICT).unlink(missing_ok=True)
     storming = Storming(
         host=host,
-        stage=Stage(host, _token_file(options).read_text().strip()),
+        stage=Stage(host, token_file(options).read_text().strip()),
         ledger=Ledger(directory),
         directory=directory,
         profile=options.profile or "default",
-        seconds=options.seconds,
+        seconds=options.seconds or SECONDS,
         most=options.most,
         pace=options.pace,
         scale=options.scale,
@@ -100,6 +92,17 @@ def begin(environment: Environment, **_: object) -> None:
     )
     storming.begin(environment)
     storming.watch.start()
+    if options.headless:
+        # Locust's own handlers stop its users wherever they are, and one of them writes no report. Here they end.
+        signal.signal(signal.SIGINT, lambda *_: _interrupt(storming))
+        signal.signal(signal.SIGTERM, lambda *_: _interrupt(storming))
+
+
+def end_the_arrivals(environment: Environment, **_: object) -> None:
+    """Who is stopped, from locust's web interface or by its `--run-time`, has nothing more to send."""
+    assert environment.runner is not None
+    if environment.runner.user_count:
+        Storming.of(environment).interrupt()
 
 
 def judge(environment: Environment, **_: object) -> None:
@@ -133,6 +136,13 @@ def judge_what_was_interrupted(environment: Environment, **_: object) -> None:
         environment.process_exit_code = NOT_JUDGED
 
 
+def _interrupt(storming: Storming) -> None:
+    # More than once where a terminal, a supervisor and a parent all tell.
+    if not storming.over.is_set():
+        print("interrupted: the calls in flight are heard, and what there was is judged", file=sys.stderr)
+    storming.interrupt()
+
+
 def _end_when_all_are_done(environment: Environment) -> None:
     """Users end by themselves; the run ends with the last of them, unless it was stopped before."""
     runner = environment.runner
@@ -153,10 +163,6 @@ def _refuse(why: str) -> NoReturn:
     sys.exit(NOT_JUDGED)
 
 
-def _token_file(options: Namespace) -> Path:
-    return Path(options.admin_token_file or Path(options.data_dir, "admin-token"))
-
-
 def _embedded(data_dir: Path) -> str:
     return f"postgresql://remit@/remit?host={data_dir.absolute() / 'postgres'}"
 
@@ -169,8 +175,9 @@ def _options(environment: Environment) -> Namespace:
 
 def conduct() -> None:
     """Have locust tell of what happens."""
-    events.init_command_line_parser.add_listener(add_options)
+    events.init_command_line_parser.add_listener(tell_of_options)
     events.init.add_listener(apply_profile)
     events.test_start.add_listener(begin)
+    events.test_stopping.add_listener(end_the_arrivals)
     events.test_stop.add_listener(judge)
     events.quitting.add_listener(judge_what_was_interrupted)

@@ -41,7 +41,7 @@ class DeepTrees(Scenario):
         self.chains = [Chain([root]) for _ in range(CHAINS) if (root := self.client.start(self.tenant))]
         # A chain grows by one link per answer, so a short storm, or one on a busy machine, would not get deep.
         first = self.chains[0]
-        while len(first.links) < PLANTED * self.depth:
+        while len(first.links) < PLANTED * self.depth and not self.storming.over.is_set():
             answer = self.client.spawn(self.tenant, first.links[-1], "orchestrator")
             first.links.append(child_of(answer))
             self._note_depth(answer.body["lineage"]["depth"])

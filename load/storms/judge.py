@@ -94,6 +94,9 @@ def main() -> int:
     )
     try:
         verdict = asyncio.run(judging)
+    except KeyboardInterrupt:
+        print("interrupted: not judged", file=sys.stderr)
+        return NOT_JUDGED
     except Exception:  # noqa: BLE001 - whatever it was, it is no verdict, and must not look like one
         traceback.print_exc()
         return NOT_JUDGED

@@ -83,7 +83,7 @@ class Scenario(User):
             self.tally,
             self.dice,
             later=self.later,
-            over=lambda: time.perf_counter() >= self._ends,
+            over=self._over,
         )
 
     @task
@@ -95,6 +95,8 @@ class Scenario(User):
         except Exception as error:
             self.tally.errors[f"{self.name}: {type(error).__name__}: {error}"] += 1
             raise StopUser from error
+        finally:
+            self._beside.kill()
         raise StopUser
 
     def _prepare_with_all(self) -> None:
@@ -109,11 +111,17 @@ class Scenario(User):
 
     def _let_loose(self) -> None:
         streams = [replace(stream, rate=stream.rate * self.storming.pace) for stream in self.streams()]
-        dispatcher = Dispatcher(self.tally, in_flight=self.storming.in_flight, most=self.storming.most, dice=self.dice)
-        self._ends = end = time.perf_counter() + self.storming.seconds
+        dispatcher = Dispatcher(
+            self.tally,
+            in_flight=self.storming.in_flight,
+            most=self.storming.most,
+            dice=self.dice,
+            over=self.storming.over,
+        )
+        self._ends = time.perf_counter() + self.storming.seconds
         tenants = self.worked()
         worker = Worker(self.client, self.tally, self.dice, self.later, careless=self.careless)
-        workers = [gevent.spawn(worker.run, tenants, end) for _ in range(self._workers if tenants else 0)]
+        workers = [gevent.spawn(worker.run, tenants, self._over) for _ in range(self._workers if tenants else 0)]
         try:
             dispatcher.run(streams, self.storming.seconds)
             gevent.joinall(workers)
@@ -121,7 +129,9 @@ class Scenario(User):
                 self.tally.find("unanswered", f"{len(self._beside)} of what went on beside the arrivals")
         finally:
             gevent.killall(workers)
-            self._beside.kill()
+
+    def _over(self) -> bool:
+        return self.storming.over.is_set() or time.perf_counter() >= self._ends
 
     def _beside_the_arrivals(self, act: Callable[..., None], *arguments: object) -> None:
         try:

@@ -133,7 +133,7 @@ class Soak(Scenario):
     def promise(cls, storming: Storming) -> None:
         super().promise(storming)
         service = storming.watch.told()
-        if storming.seconds < LONG_S or not service:
+        if storming.ran_s < LONG_S or not service:
             return
         middle, last = service["rss_mib_middle"], service["rss_mib_last"]
         if last > middle * GROWTH + GROWTH_MIB:

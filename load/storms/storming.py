@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +43,10 @@ class Storming:
     workers: int
     tolerance: float
     watch: Watch
+    # Set when it is interrupted: nothing more is to arrive.
+    over: Event = field(default_factory=Event)
+    # How long calls had been arriving then, in seconds.
+    interrupted_after_s: float | None = None
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     tallies: dict[str, Tally] = field(default_factory=dict)
     _seeds: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -51,6 +56,8 @@ class Storming:
     # By how many users, so far.
     _prepared: int = 0
     _all_prepared: Event = field(default_factory=Event)
+    # By `time.perf_counter`, when the first calls could arrive.
+    _loose_since: float | None = None
 
     _current: ClassVar[dict[int, "Storming"]] = {}
 
@@ -93,6 +100,24 @@ class Storming:
     def await_all(self) -> None:
         """Wait until every user has prepared: before, the storm would be one of fewer than it says."""
         self._all_prepared.wait()
+        if self._loose_since is None:
+            self._loose_since = time.perf_counter()
+
+    def interrupt(self) -> None:
+        """End the arrivals now; what is in flight is heard. Where all have come already, nothing is cut short."""
+        if self.over.is_set():
+            return
+        ran_s = time.perf_counter() - self._loose_since if self._loose_since is not None else 0.0
+        if ran_s < self.seconds:
+            self.interrupted_after_s = ran_s
+        self.over.set()
+        # Of the users some may never come, and those that wait for them would wait for ever.
+        self._all_prepared.set()
+
+    @property
+    def ran_s(self) -> float:
+        """How long calls have arrived, in seconds."""
+        return self.seconds if self.interrupted_after_s is None else self.interrupted_after_s
 
     def scaled(self, size: int, *, least: int = 1) -> int:
         """A size of this storm, as `--scale` has it."""
@@ -108,6 +133,8 @@ class Storming:
             "in_flight": self.in_flight,
             "may_miss": self.may_miss,
             "seconds": self.seconds,
+            "ran_s": self.ran_s,
+            "interrupted_after_s": self.interrupted_after_s,
             "pace": self.pace,
             "scale": self.scale,
             "began": self.began.isoformat(),

@@ -83,23 +83,25 @@ class Verdict:
         lines = [self._headline(), ""]
         heads = ("storm", "arrivals", *(head for head, _, _ in FIGURES))
         lines += _columns([heads, *self._figures()])
-        lines += ["", *_columns([("call", "answer", "count"), *self._answers()])]
+        lines += ["", *_columns([("storm", "call", "answer", "count"), *self._answers()])]
         lines += ["", self._setting(), self._service(), *self._notes()]
         lines += [f"FAULT {fault}" for fault in self.faults]
-        return "\n".join(["", *lines, f"verdict: {'passed' if self.passed else 'FAILED'}", ""])
+        return "\n".join(["", *lines, f"verdict: {'passed' if self.passed else 'FAILED'}{self._interruption()}", ""])
 
     def section(self) -> str:
         """A section of HTML."""
         heads = ("storm", "arrivals", *(head for head, _, _ in FIGURES))
         faults = "".join(f"<li><code>{escape(fault)}</code></li>" for fault in self.faults)
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self._notes())
         return (
             f"{STYLE}<section id='verdict' class='{'passed' if self.passed else 'failed'}'>"
             f"<h1>{escape(self._headline())}</h1>"
             + (f"<ul>{faults}</ul>" if faults else "")
-            + f"<p>{escape(self._setting())}<br>{escape(' '.join([self._service(), *self._notes()]))}</p>"
+            + f"<p>{escape(self._setting())}<br>{escape(self._service())}</p>"
+            + (f"<ul>{notes}</ul>" if notes else "")
             + _table(heads, self._figures())
             + "<p>Latency counts from when a call was due, whether or not it could be sent then.</p>"
-            + _table(("call", "answer", "count"), self._answers())
+            + _table(("storm", "call", "answer", "count"), self._answers())
             + "</section>"
         )
 
@@ -114,13 +116,19 @@ class Verdict:
 
     def _headline(self) -> str:
         names = ", ".join(self.observed["scenarios"]) or "nothing"
-        return f"{names}: {'passed' if self.passed else 'FAILED'}"
+        return f"{names}: {'passed' if self.passed else 'FAILED'}{self._interruption()}"
+
+    def _interruption(self) -> str:
+        # A report of an earlier day does not say.
+        after = self.observed.get("interrupted_after_s")
+        return "" if after is None else f", interrupted after {after:.1f} s of {self.observed['seconds']:g}"
 
     def _setting(self) -> str:
         seen = self.observed
         return (
             f"Profile {seen['profile']}: {seen['users']} users, {seen['workers']} workers, {seen['in_flight']} calls in"
-            f" flight per user, {seen['seconds']:g} s at pace {seen['pace']:g} and scale {seen['scale']:g}."
+            f" flight per user, {round(seen.get('ran_s', seen['seconds']), 1):g} s at pace"
+            f" {seen['pace']:g} and scale {seen['scale']:g}."
             f" The audit read {self.audited_runs:,} runs and {seen['acknowledged_calls']:,} acknowledged calls in"
             f" {self.audit_s:.1f} s."
         )
@@ -165,8 +173,8 @@ class Verdict:
 
     def _answers(self) -> list[tuple[str, ...]]:
         return [
-            (answer["call"], answer["answer"], f"{answer['count']:,}")
-            for scenario in self.observed["scenarios"].values()
+            (name, answer["call"], answer["answer"], f"{answer['count']:,}")
+            for name, scenario in self.observed["scenarios"].items()
             for answer in scenario["answers"]
         ]
 

@@ -1,7 +1,6 @@
 """Workers, who claim runs and complete them; some are careless, as some always are."""
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -41,10 +40,10 @@ class Worker:
         self._later = later
         self._manners = cycle(MANNERS if careless else ("plainly",))
 
-    def run(self, tenants: Sequence[Tenant], end: float) -> None:
-        """Work for tenants in turn, until an instant by `time.perf_counter`."""
+    def run(self, tenants: Sequence[Tenant], over: Callable[[], bool]) -> None:
+        """Work for tenants in turn, until it is over."""
         turn, manner = self._dice.randrange(len(tenants)), next(self._manners)
-        while time.perf_counter() < end:
+        while not over():
             tenant = tenants[turn % len(tenants)]
             turn += 1
             brief = manner in {"left", "late"}

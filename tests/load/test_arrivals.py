@@ -12,22 +12,24 @@ ROOT = Path(__file__).parents[2]
 # In a process of its own: gevent's loop does not meet asyncio's.
 SLOW_SERVICE = """
 import json, random, time, gevent
+from gevent.event import Event
 from load.storms.arrivals import BusyError, Dispatcher, IdleError, Stream
 from load.storms.tally import Tally
-tally, sent = Tally(), []
+tally, sent, over = Tally(), [], Event()
 def act(due):
     sent.append((due, time.perf_counter()))
     {act}
     gevent.sleep(0.3)
     tally.of("slow").heard(done=True, from_due_ms=(time.perf_counter() - due) * 1000, from_sent_ms=300)
-dispatcher = Dispatcher(tally, in_flight={in_flight}, most={most}, dice=random.Random(1))
+dispatcher = Dispatcher(tally, in_flight={in_flight}, most={most}, dice=random.Random(1), over=over)
+{before}
 dispatcher.run([Stream("slow", 100.0, act, evenly=True)], 0.5)
 print(json.dumps(tally.of("slow").told() | {{"gap": max(b[0] - a[0] for a, b in zip(sent, sent[1:], strict=False))}}))
 """
 
 
-def dispatched(*, in_flight: int, most: int = 1000, act: str = "pass") -> dict[str, float]:
-    program = SLOW_SERVICE.format(in_flight=in_flight, most=most, act=act)
+def dispatched(*, in_flight: int, most: int = 1000, act: str = "pass", before: str = "") -> dict[str, float]:
+    program = SLOW_SERVICE.format(in_flight=in_flight, most=most, act=act, before=before)
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
     told: dict[str, float] = json.loads(result.stdout)
     return told
@@ -59,6 +61,14 @@ def test_an_arrival_that_finds_all_busy_is_missed_and_one_that_finds_nothing_is_
 
 def test_arrivals_are_bounded_in_count() -> None:
     assert dispatched(in_flight=1000, most=7)["intended"] == 7
+
+
+def test_what_is_over_ends_the_arrivals_at_once_and_hears_those_in_flight() -> None:
+    told = dispatched(in_flight=1000, before="gevent.spawn_later(0.2, over.set)")
+    assert told["intended"] == told["done"]
+    assert 15 <= told["intended"] <= 21
+    # By the time that they had, not by what was asked for.
+    assert 90 <= told["intended_per_s"] <= 110
 
 
 def test_percentiles_are_of_what_was_seen() -> None:

@@ -125,7 +125,8 @@ repeats = Repeats(client, tally)
 for _ in TURNS:
     repeats.follow(tenant, "caller", "key", client.spawn(tenant, "caller"))
 at_once = lambda act, *arguments: act(*arguments)
-Worker(client, tally, dice, at_once, careless=True).run([tenant], time.perf_counter() + 0.3)
+end = time.perf_counter() + 0.3
+Worker(client, tally, dice, at_once, careless=True).run([tenant], lambda: time.perf_counter() >= end)
 Overdue(client, client, tally, tenant, at_once).plant(0.0)
 print(json.dumps(sorted({finding.split(":")[0] for finding in tally.findings})))
 """

@@ -173,8 +173,9 @@ async def test_a_storm_that_is_ended_is_judged_and_stops_all_that_it_started(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    # Written by the storm's own process, which is under way then.
-    while not (tmp_path / "acknowledged.jsonl").exists():  # noqa: ASYNC110 - locust tells nobody
+    history = tmp_path / "locust_stats_history.csv"
+    # A call that only arrivals make: the storm is under way then.
+    while not (history.exists() and "query-tree" in history.read_text()):  # noqa: ASYNC110 - locust tells nobody
         await asyncio.sleep(0.05)
     below = psutil.Process(process.pid).children(recursive=True)
     service = next(each for each in below if "service.cli" in each.cmdline())
@@ -182,6 +183,11 @@ async def test_a_storm_that_is_ended_is_judged_and_stops_all_that_it_started(
     end(process.pid)
     _, verdict, printed = await finish(process, tmp_path)
     assert verdict["profile"] == "small", printed
+    assert verdict["interrupted_after_s"] == verdict["ran_s"] < 60, printed
+    assert verdict["acknowledged_calls"] == (tmp_path / "acknowledged.jsonl").read_bytes().count(b"\n")
+    assert "interrupted after" in (tmp_path / "report.html").read_text()
+    assert "Traceback" not in printed
+    assert "KeyboardInterrupt" not in printed
     assert not [each for each in below if each.is_running() and each.status() != psutil.STATUS_ZOMBIE], printed
 
 

@@ -49,6 +49,27 @@ def test_a_tenant_that_is_saturated_again_and_again_is_a_fault() -> None:
     assert told.faults == ["calm: spawn-run: 2 of 100 answered tenant_saturated, at most 1% may be"]
 
 
+def test_what_was_answered_is_told_of_each_storm() -> None:
+    each = {"arrivals": {}, "errors": [], "findings": [], "notes": {"herds": 2, "herds decided": 1}}
+    spawned = [{"call": "spawn-run", "answer": "done", "count": 3}]
+    told = Verdict(
+        {**SEEN, "scenarios": {"calm": {**each, "answers": spawned}, "wild": {**each, "answers": spawned}}}, 1, 0.1, ()
+    )
+    assert [line.split() for line in told.text().splitlines() if "spawn-run" in line] == [
+        ["calm", "spawn-run", "done", "3"],
+        ["wild", "spawn-run", "done", "3"],
+    ]
+    assert "<li>calm: herds 2.</li><li>calm: herds decided 1.</li>" in told.page()
+
+
+def test_an_interruption_is_told_with_the_time_that_it_left() -> None:
+    short = verdict({"spawn": stream(intended=9, done=9)}, seconds=40.0, ran_s=12.34, interrupted_after_s=12.34)
+    assert "calm: passed, interrupted after 12.3 s of 40" in short.text()
+    assert "verdict: passed, interrupted after 12.3 s of 40" in short.text()
+    assert "12.3 s at pace" in short.page()
+    assert "interrupted" not in verdict({"spawn": stream(intended=9, done=9)}).text()
+
+
 def test_what_was_done_and_what_was_refused_are_shown() -> None:
     told = verdict({"spawn": stream(intended=100, done=83, refused=17)})
     assert "done" in told.text()
