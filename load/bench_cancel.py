@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from load.generator import Answers, find_or_install, wrk_answers
-from load.subject import UNLIMITED, Subject, running
+from load.storms.options import at_least_one
+from load.subject import UNLIMITED, Subject, measure, running
 
 SIZES = (10, 1_000, 100_000)
 LARGEST = 100_000
@@ -237,5 +238,5 @@ async def main(only_drain: int | None) -> None:
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="python -m load.bench_cancel", description=__doc__)
-    arguments.add_argument("runs", type=int, nargs="?", help="drain subtrees of that size, and nothing else")
-    asyncio.run(main(arguments.parse_args().runs))
+    arguments.add_argument("runs", type=at_least_one, nargs="?", help="drain subtrees of that size, and nothing else")
+    measure(main(arguments.parse_args().runs))

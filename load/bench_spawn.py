@@ -5,7 +5,6 @@ and the load generator share its cores.
 """
 
 import argparse
-import asyncio
 import statistics
 import time
 import uuid
@@ -15,7 +14,8 @@ from rich.table import Table
 
 from kernel.identifiers import new_id
 from load.generator import find_or_install, wrk
-from load.subject import Subject, running
+from load.storms.options import at_least_one
+from load.subject import Subject, measure, running
 
 CONNECTIONS = 32
 TREES = 1_000
@@ -95,5 +95,5 @@ async def main(seconds: int) -> None:
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="python -m load.bench_spawn", description=__doc__)
-    arguments.add_argument("seconds", type=int, nargs="?", default=8, help="of single spawns each (default 8)")
-    asyncio.run(main(arguments.parse_args().seconds))
+    arguments.add_argument("seconds", type=at_least_one, nargs="?", default=8, help="of single spawns each (default 8)")
+    measure(main(arguments.parse_args().seconds))

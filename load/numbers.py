@@ -5,7 +5,6 @@ on this machine: the service, PostgreSQL, OPA and the load generator share its c
 """
 
 import argparse
-import asyncio
 import statistics
 import sys
 import time
@@ -20,7 +19,8 @@ from rich.table import Table
 from load import bench_cancel, bench_spawn, bench_work, machine
 from load.bench_cancel import FLAT_UPDATE, RATE, SMALL, Memory, cancel, drained, fences_beside, p99, plant
 from load.generator import find_or_install, wrk, wrk_answers
-from load.subject import UNLIMITED, Subject, running
+from load.storms.options import at_least_one
+from load.subject import UNLIMITED, Subject, measure, running
 
 ROUNDS = 5
 SECONDS = 5
@@ -150,7 +150,7 @@ async def cancelling(subject: Subject, rounds: Rounds) -> None:
 
 
 def render(rounds: Rounds, count: int) -> Table:
-    """The table: what was aimed at and missed says so."""
+    """The table: what is aimed at says whether it was met."""
     table = Table("what", "median", "lowest to highest", "aim", "beside", title=f"medians of {count} rounds")
     for figure in Figure:
         values = rounds.samples[figure]
@@ -162,7 +162,7 @@ def render(rounds: Rounds, count: int) -> Table:
             figure.words,
             amount(value, figure.unit),
             f"{amount(min(values), '')} to {amount(max(values), '')}" if len(values) > 1 else "",
-            aim + (": missed" if reached is False else ""),
+            aim + {True: ": met", False: ": missed", None: ""}[reached],
             rounds.beside.get(figure, ""),
         )
     return table
@@ -196,5 +196,5 @@ async def main(count: int) -> None:
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="poe numbers", description=__doc__)
-    arguments.add_argument("rounds", type=int, nargs="?", default=ROUNDS, help=f"default {ROUNDS}")
-    asyncio.run(main(arguments.parse_args().rounds))
+    arguments.add_argument("rounds", type=at_least_one, nargs="?", default=ROUNDS, help=f"default {ROUNDS}")
+    measure(main(arguments.parse_args().rounds))

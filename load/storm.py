@@ -39,8 +39,6 @@ STORMS = {
 REPORT = "report.html"
 LOCUST = (sys.executable, "-m", "locust", "-f", str(REPOSITORY / "load/locustfile.py"))
 # By its name in the environment, what the service's settings call each.
-
-
 SETTINGS = {
     str(field.validation_alias or f"REMIT_{name}").upper(): str(field.validation_alias or name)
     for name, field in Settings.model_fields.items()

@@ -7,11 +7,11 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import httpx2
@@ -25,6 +25,8 @@ UNLIMITED = 1_000_000_000
 ROOTS_AT_ONCE = 16
 # Longer than it takes to plant millions of runs, so that no join cancels its group before it is measured.
 GROUP_TIMEOUT_S = 86_400
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ async def running(**settings: str) -> AsyncIterator[Subject]:
     """
     # Building it takes minutes, which are no part of the start.
     await find_or_build_opa(progress=print)
+    _stop_when_told()
     with tempfile.TemporaryDirectory(prefix="remit-load-") as directory:
         data_dir = Path(directory) / "data"
         process = await asyncio.create_subprocess_exec(
@@ -118,6 +121,29 @@ async def running(**settings: str) -> AsyncIterator[Subject]:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
             await process.wait()
+
+
+def _stop_when_told() -> None:
+    """Take SIGTERM as an interrupt, so that the service, which is in a session of its own, is stopped with us."""
+    task = asyncio.current_task()
+    # Unless whoever measures has made arrangements of his own.
+    if task is not None and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def measure(
+    measuring: Coroutine[Any, Any, T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> T:
+    """Run what measures; where it is interrupted or told to stop, end in a line once the service has been stopped."""
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(measuring)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except asyncio.CancelledError:
+        print("told to stop", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 async def _ready(process: asyncio.subprocess.Process) -> None:

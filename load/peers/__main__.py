@@ -25,6 +25,7 @@ from load.peers.comparison import Measurements, rows
 from load.peers.decisions import Decisions, deciding
 from load.peers.rendering import HEADINGS, cells, markdown, samples_csv, table_csv
 from load.peers.verification import Verified
+from load.storms.options import at_least_one
 from load.subject import REPOSITORY, UNLIMITED, Subject, running
 from service.embedded.opa import OPA_VERSION, find_or_build_opa
 
@@ -190,8 +191,10 @@ async def compare(runs: int, seconds: int, budget_s: float, results: Path) -> bo
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(prog="poe peers", description="the service beside its peers, on this machine")
-    parser.add_argument("--runs", type=int, default=RUNS, help=f"interleaved runs (default {RUNS})")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"of single spawns each (default {SECONDS})")
+    parser.add_argument("--runs", type=at_least_one, default=RUNS, help=f"interleaved runs (default {RUNS})")
+    parser.add_argument(
+        "--seconds", type=at_least_one, default=SECONDS, help=f"of single spawns each (default {SECONDS})"
+    )
     parser.add_argument(
         "--budget",
         type=float,

@@ -1,4 +1,4 @@
-"""`python -m load.scaling measure [DIMENSION…]` takes the figures, `plot` draws them."""
+"""`measure [DIMENSION…]` takes the figures, `plot` draws them; without a command, both."""
 
 import argparse
 import asyncio
@@ -11,12 +11,13 @@ import uvloop
 
 from load.scaling import records
 from load.scaling.catalogue import AXES, SCALES, Dimension, Figure
+from load.subject import measure as measuring
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run a command."""
     parser = argparse.ArgumentParser(prog="python -m load.scaling", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
     measure = commands.add_parser("measure", help="take the figures along some dimensions, by default all")
     measure.add_argument("dimensions", nargs="*", type=Dimension, metavar="DIMENSION", help=", ".join(Dimension))
     measure.add_argument(
@@ -27,6 +28,10 @@ def main(arguments: Sequence[str]) -> None:
     plot = commands.add_parser("plot", help="draw an SVG per figure")
     plot.add_argument("--results", type=Path, default=records.RESULTS, help="where the CSVs are")
     given = parser.parse_args(arguments)
+    if given.command is None:
+        main(["measure"])
+        main(["plot"])
+        return
     if given.command == "plot":
         from load.scaling.plot import draw_all  # noqa: PLC0415 - its library is of a dependency group of its own
 
@@ -37,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--points are those of one dimension")
     for dimension in chosen:
         points = sorted(given.points or AXES[dimension].points)
-        uvloop.run(take(dimension, points, frozenset(given.only), given.results))
+        taking = take(dimension, points, frozenset(given.only), given.results)
+        measuring(taking, loop_factory=uvloop.new_event_loop)
 
 
 async def take(dimension: Dimension, points: Sequence[int], wanted: frozenset[Figure], results: Path) -> None:
