@@ -86,7 +86,8 @@ class DrainCancellations:
         self._waiting: dict[UUID, _Waiting] = {}
         self._aside = SetAside(NAME)
         self._waits = asyncio.Semaphore(PARALLEL_WAITS)
-        # What is active in the trees of fences that are set aside: they are no less undrained for that.
+        # The trees of what is set aside, and what is active in them: it is no less undrained for that.
+        self._aside_trees: dict[UUID, TreeKey] = {}
         self._aside_runs: dict[TreeKey, int] = {}
 
     async def run_once(self) -> DrainCounts:
@@ -145,11 +146,14 @@ class DrainCancellations:
             )
             # Asked last: what fails from here on counts among the works until the next look.
             aside = self._aside.row_ids
-            self._aside_runs = await drains.active_under_open(session, aside) if aside else {}
+            self._aside_trees = {row_id: self._aside_trees[row_id] for row_id in aside if row_id in self._aside_trees}
+            held = set(self._aside_trees.values())
+            self._aside_runs = await drains.active_under_open(session, held) if held else {}
         return found
 
     async def _one(self, work: _Work) -> None:
         target, cancellation_id = work.target, work.target.fence.cancellation_id
+        tree = (target.tenant_id, target.root_run_id)
         try:
             while await self._is_held(work) and await self._wait_for(target):
                 pass
@@ -157,10 +161,12 @@ class DrainCancellations:
                 self._waiting[cancellation_id] = _Waiting(target, work.progress.waiting, work.progress.waiting[0])
         except LockTimeoutError as error:
             self._aside.add_tree(target.root_run_id, error)
+            self._aside_trees[target.root_run_id] = tree
         except DatabaseUnavailableError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a fence, the others are drained
             self._aside.add([cancellation_id], error)
+            self._aside_trees[cancellation_id] = tree
         finally:
             work.done = True
 

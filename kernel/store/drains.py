@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -15,6 +15,7 @@ from kernel.domain.lineage import Ancestry
 from kernel.store.effective import WAY_UP
 from kernel.store.engine import ReadSession, WriteSession
 from kernel.store.groups import MEMBER
+from kernel.store.trees import TreeKey
 
 # A chunk holds the lock of its tree for ten or twenty milliseconds: as long as others in the tree may have to wait.
 CHUNK_RUNS = 1_000
@@ -43,14 +44,12 @@ OPEN = _OPEN.format(
     AND root_run_id NOT IN (SELECT unnest($3::uuid[]))
   ORDER BY fenced_at LIMIT $1"""
 )
-# How many runs are active in the trees of some open fences, which are told by their own ids or by those of their roots.
+# How many runs are active in trees that have open fences.
 ACTIVE_UNDER_OPEN = """
 SELECT t.tenant_id, t.root_run_id, t.queued_runs + t.running_runs + t.paused_runs AS active_runs
-FROM (
-  SELECT DISTINCT tenant_id, root_run_id FROM cancellations
-  WHERE drained_at IS NULL AND (cancellation_id = ANY ($1::uuid[]) OR root_run_id = ANY ($1::uuid[]))
-) c
-JOIN run_trees t ON t.tenant_id = c.tenant_id AND t.root_run_id = c.root_run_id
+FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, root_run_id)
+JOIN run_trees t ON t.tenant_id = q.tenant_id AND t.root_run_id = q.root_run_id
+WHERE t.open_fences > 0
 """
 # Said so that it is looked up by its id, and not among all that are open.
 OPEN_ONE = _OPEN.format(
@@ -416,13 +415,9 @@ async def open_fences(
     return [_open_fence(row) for row in rows]
 
 
-async def active_under_open(session: ReadSession, ids: Sequence[UUID]) -> dict[tuple[UUID, UUID], int]:
-    """How many runs are active in the trees of those fences that are open still.
-
-    Args:
-        ids: fences by their own ids, or all of a tree by that of its root.
-    """
-    rows = await session.driver.fetch(ACTIVE_UNDER_OPEN, list(ids))
+async def active_under_open(session: ReadSession, keys: Collection[TreeKey]) -> dict[TreeKey, int]:
+    """How many runs are active in those trees that have open fences still."""
+    rows = await session.driver.fetch(ACTIVE_UNDER_OPEN, [key[0] for key in keys], [key[1] for key in keys])
     return {(row["tenant_id"], row["root_run_id"]): row["active_runs"] for row in rows}
 
 

@@ -476,12 +476,15 @@ async def test_a_drain_that_met_a_held_tree_after_a_grace_goes_on_before_that_en
         done(await kit.spawn(root, key, start_background=False))
     monkeypatch.setattr(drains, "CHUNK_RUNS", 1)
     fence = await Forest(database, kit).fence(root.run_id, "children", grace_s=600)
-    left_active, held = drains.left_active, asyncio.Event()
+    left_active, begun, let_go = drains.left_active, asyncio.Event(), asyncio.Event()
+    pids: list[int] = []
 
     async def hold() -> None:
         async with database.write() as session:
+            pids.append(await session.driver.fetchval("SELECT pg_backend_pid()"))
+            begun.set()
             await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
-            await held.wait()
+            await let_go.wait()
 
     holding: list[asyncio.Task[None]] = []
 
@@ -489,7 +492,10 @@ async def test_a_drain_that_met_a_held_tree_after_a_grace_goes_on_before_that_en
         found = await left_active(session, target, part)
         if found and not holding:
             holding.append(asyncio.create_task(hold()))
-            await asyncio.sleep(0.1)
+            await begun.wait()
+            # It is the next in the queue for the tree.
+            while not await session.driver.fetchval("SELECT pg_blocking_pids($1) <> '{}'", pids[0]):
+                await asyncio.sleep(0.02)
         return found
 
     monkeypatch.setattr(drains, "left_active", left)
@@ -497,9 +503,10 @@ async def test_a_drain_that_met_a_held_tree_after_a_grace_goes_on_before_that_en
     async with impatient(database, monkeypatch) as impatiently:
         reconciler = DrainCancellations(impatiently)
         await reconciler.run_once()
-        assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 0
-        held.set()
+        counted = (await state_of(database, kit, fence.cancellation_id)).cancelled_count
+        let_go.set()
         await asyncio.gather(*holding)
+        assert counted == 0
         await asyncio.sleep(0.1)
         await reconciler.run_once()
     assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 3
