@@ -494,7 +494,7 @@ async def test_a_drain_that_met_a_held_tree_after_a_grace_goes_on_before_that_en
             holding.append(asyncio.create_task(hold()))
             await begun.wait()
             # It is the next in the queue for the tree.
-            while not await session.driver.fetchval("SELECT pg_blocking_pids($1) <> '{}'", pids[0]):
+            while not await session.driver.fetchval("SELECT pg_blocking_pids($1) <> '{}'", pids[0]):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return found
 
