@@ -158,10 +158,10 @@ class TracedPipeline(SpawnPipeline):
     linked both ways.
     """
 
-    async def execute(self, batch: Sequence[SpawnOrder], *, waits: bool = True) -> list[Outcome | Postponed]:
+    async def execute(self, batch: Sequence[SpawnOrder], *, again: bool = False) -> list[Outcome | Postponed]:
         """Execute orders of any tenants and trees, each on its own merits."""
         if not trace.get_current_span().is_recording():
-            return await super().execute(batch, waits=waits)
+            return await super().execute(batch, again=again)
         others = [context for context in map(_origin, batch[1:]) if context is not None]
         with _tracer.start_as_current_span(
             "spawn", attributes={"remit.orders": len(batch)}, links=[Link(context) for context in others], **_QUIETLY
@@ -172,7 +172,7 @@ class TracedPipeline(SpawnPipeline):
                 for context in others
             ]
             try:
-                return await super().execute(batch, waits=waits)
+                return await super().execute(batch, again=again)
             finally:
                 for other in shared:
                     other.end()

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from kernel import metrics
 from kernel.commands.spawning import combiner as combiners
 from kernel.commands.spawning.combiner import SpawnCombiner
 from kernel.commands.spawning.order import Spawned, SpawnOrder
@@ -29,13 +30,13 @@ class HeldPipeline(SpawnPipeline):
         self._let_go: list[asyncio.Event] = []
         self._came = asyncio.Event()
 
-    async def execute(self, batch: Sequence[SpawnOrder], *, waits: bool = True) -> list[Outcome | Postponed]:
+    async def execute(self, batch: Sequence[SpawnOrder], *, again: bool = False) -> list[Outcome | Postponed]:
         held = asyncio.Event()
         self._let_go.append(held)
         self.sizes.append(len(batch))
         self._came.set()
         await held.wait()
-        return await super().execute(batch, waits=waits)
+        return await super().execute(batch, again=again)
 
     def let_go(self, number: int) -> None:
         """Let one batch go on, by its number."""
@@ -151,6 +152,7 @@ async def test_an_order_that_waited_for_a_held_tree_is_decided_by_what_is_true_a
 ) -> None:
     root, _ = await kit.team(max_fanout=2)
     combiner = SpawnCombiner(SpawnPipeline(database, opa_engine))
+    asked = asked_for(kit)
     async with database.write() as session:
         await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
         waiting = [asyncio.create_task(combiner.spawn(order(kit, root, f"k{number}"))) for number in range(5)]
@@ -158,3 +160,12 @@ async def test_an_order_that_waited_for_a_held_tree_is_decided_by_what_is_true_a
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert sum(isinstance(one, Spawned) for one in outcomes) == 2
     assert all(isinstance(one, Spawned | PolicyDeniedError) for one in outcomes)
+    # Each came once, whatever it waited for.
+    assert asked_for(kit) == asked + 5
+
+
+def asked_for(kit: Kit) -> float:
+    """How many requests of a tenant have come through any surface."""
+    label = metrics.tenant_label(kit.slug)
+    samples = [sample for metric in metrics.SURFACE_REQUESTS.collect() for sample in metric.samples]
+    return sum(one.value for one in samples if one.labels["tenant"] == label and one.name.endswith("_total"))

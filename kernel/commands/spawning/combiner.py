@@ -191,7 +191,7 @@ class SpawnCombiner:
     async def _execute(self, batch: list[_Waiting], keys: set[TreeKey]) -> None:
         held: dict[TreeKey, list[_Waiting]] = {}
         try:
-            held = await self._answer_all(batch, waits=False)
+            held = await self._answer_all(batch, again=False)
         finally:
             # Those trees stay busy: what comes for them meanwhile goes with the next batch.
             self._busy -= keys - held.keys()
@@ -205,19 +205,19 @@ class SpawnCombiner:
         """Execute the orders in a tree that somebody holds, in no lane: others could be served there."""
         try:
             async with self._waits:
-                await self._answer_all(batch, waits=True)
+                await self._answer_all(batch, again=True)
         finally:
             self._busy.discard(key)
             _discard_current(self._held)
             self._dispatch()
 
-    async def _answer_all(self, batch: list[_Waiting], *, waits: bool) -> dict[TreeKey, list[_Waiting]]:
+    async def _answer_all(self, batch: list[_Waiting], *, again: bool) -> dict[TreeKey, list[_Waiting]]:
         """Answer the orders of a batch; hands back those in trees that are held, by their tree."""
         outcomes: list[Outcome | Postponed | Exception]
         outcomes = [DatabaseUnavailableError("the service is shutting down")] * len(batch)
         held: dict[TreeKey, list[_Waiting]] = {}
         try:
-            outcomes = [*await self._pipeline.execute([waiting.order for waiting in batch], waits=waits)]
+            outcomes = [*await self._pipeline.execute([waiting.order for waiting in batch], again=again)]
         except Exception as error:  # noqa: BLE001 - whatever it is, each of the waiting requests is told
             outcomes = [error] * len(batch)
         finally:

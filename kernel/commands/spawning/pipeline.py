@@ -76,18 +76,18 @@ class SpawnPipeline:
         self._database = database
         self._engine = engine
 
-    async def execute(self, batch: Sequence[SpawnOrder], *, waits: bool = True) -> list[Outcome | Postponed]:
+    async def execute(self, batch: Sequence[SpawnOrder], *, again: bool = False) -> list[Outcome | Postponed]:
         """Execute orders of any tenants and trees, each on its own merits.
 
         Args:
             batch: at most 64 orders.
-            waits: wait for every tree as long as for any lock; else the orders in trees that somebody holds for more
-                than a moment are postponed.
+            again: these were postponed. Their trees are waited for as long as for any lock, and that they came is
+                counted; else what is in trees that somebody holds for more than a moment is postponed.
 
         Returns:
             For each order, in order, what was spawned or why not. A database that does not answer raises.
         """
-        work = _Batch(batch, waits)
+        work = _Batch(batch, waits=again, counted=set(range(len(batch)) if again else ()))
         for _ in range(MAX_ROUNDS):
             pending = work.pending()
             if not pending:
