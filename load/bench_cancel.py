@@ -18,9 +18,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from load.arguments import at_least_one
 from load.generator import Answers, find_or_install, wrk_answers
-from load.storms.options import at_least_one
-from load.subject import UNLIMITED, Subject, measure, running
+from load.subject import UNLIMITED, Subject, run_measurement, running
 
 SIZES = (10, 1_000, 100_000)
 LARGEST = 100_000
@@ -239,4 +239,4 @@ async def main(only_drain: int | None) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="python -m load.bench_cancel", description=__doc__)
     arguments.add_argument("runs", type=at_least_one, nargs="?", help="drain subtrees of that size, and nothing else")
-    measure(main(arguments.parse_args().runs))
+    run_measurement(main(arguments.parse_args().runs))

@@ -44,6 +44,7 @@ from kernel.policy.contract import (
 )
 from kernel.policy.opa import OpaAddress, OpaEngine
 from kernel.policy.records import record
+from load.subject import run_measurement
 from service.embedded.opa import ENVIRONMENT, find_or_build_opa
 
 ROUNDS = 5
@@ -223,11 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source: Path = parser.parse_args(arguments).policies
     if not source.is_dir():
         parser.error(f"{source}: there is no such directory")
-    try:
-        return 0 if uvloop.run(bench(source)) else 1
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+    return 0 if run_measurement(bench(source), loop_factory=uvloop.new_event_loop) else 1
 
 
 if __name__ == "__main__":

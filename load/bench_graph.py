@@ -52,6 +52,8 @@ from kernel.policy.opa import OpaEngine, from_url
 from kernel.store import catalog, migrate
 from kernel.store.engine import Database
 from kernel.wakeups import Wakeups
+from load.arguments import at_least_one
+from load.subject import run_measurement
 
 NODES, ROUNDS = 50, 15
 OUTPUT_BYTES = 700
@@ -288,7 +290,7 @@ async def main(spawns: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="python -m load.bench_graph", description=__doc__)
-    arguments.add_argument("nodes", type=int, nargs="?", default=NODES, help=f"of the chain (default {NODES})")
-    arguments.add_argument("rounds", type=int, nargs="?", default=ROUNDS, help=f"default {ROUNDS}")
+    arguments.add_argument("nodes", type=at_least_one, nargs="?", default=NODES, help=f"of the chain (default {NODES})")
+    arguments.add_argument("rounds", type=at_least_one, nargs="?", default=ROUNDS, help=f"default {ROUNDS}")
     asked = arguments.parse_args()
-    asyncio.run(main(asked.nodes, asked.rounds))
+    run_measurement(main(asked.nodes, asked.rounds))

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kernel.identifiers import new_id
+from load.arguments import at_least_one
 from load.generator import find_or_install, wrk
-from load.storms.options import at_least_one
-from load.subject import Subject, measure, running
+from load.subject import Subject, run_measurement, running
 
 CONNECTIONS = 32
 TREES = 1_000
@@ -96,4 +96,4 @@ async def main(seconds: int) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="python -m load.bench_spawn", description=__doc__)
     arguments.add_argument("seconds", type=at_least_one, nargs="?", default=8, help="of single spawns each (default 8)")
-    measure(main(arguments.parse_args().seconds))
+    run_measurement(main(arguments.parse_args().seconds))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from load.generator import find_or_install, wrk_answers
-from load.subject import Subject, measure, running
+from load.subject import Subject, run_measurement, running
 
 CONNECTIONS = 32
 SECONDS = 5
@@ -97,4 +97,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(prog="python -m load.bench_work", description=__doc__).parse_args()
-    measure(main())
+    run_measurement(main())

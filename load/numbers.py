@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from load import bench_cancel, bench_spawn, bench_work, machine
+from load.arguments import at_least_one
 from load.bench_cancel import FLAT_UPDATE, RATE, SMALL, Memory, cancel, drained, fences_beside, p99, plant
 from load.generator import find_or_install, wrk, wrk_answers
-from load.storms.options import at_least_one
-from load.subject import UNLIMITED, Subject, measure, running
+from load.subject import UNLIMITED, Subject, run_measurement, running
 
 ROUNDS = 5
 SECONDS = 5
@@ -197,4 +197,4 @@ async def main(count: int) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="poe numbers", description=__doc__)
     arguments.add_argument("rounds", type=at_least_one, nargs="?", default=ROUNDS, help=f"default {ROUNDS}")
-    measure(main(arguments.parse_args().rounds))
+    run_measurement(main(arguments.parse_args().rounds))

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from load.storms.options import SECONDS, SOAK_SECONDS, add_options, at_least_one, token_file
+from load.arguments import at_least_one
+from load.storms.options import SECONDS, SOAK_SECONDS, add_options, token_file
 from load.storms.profiles import PROFILES
 from load.storms.verdict import NOT_JUDGED, VERDICT, Verdict
 from load.subject import REPOSITORY, running

@@ -131,7 +131,7 @@ def _stop_when_told() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-def measure(
+def run_measurement(
     measuring: Coroutine[Any, Any, T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 ) -> T:
     """Run what measures; where it is interrupted or told to stop, end in a line once the service has been stopped."""

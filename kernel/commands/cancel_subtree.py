@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic, perf_counter
@@ -315,19 +316,17 @@ class CancelSubtreeCommand:
                 return cancellation
             if target is not None and monotonic() >= own_turn and not progress.waiting:
                 # No reconciler has taken it up. Where one has, this finds it busy.
-                try:
+                # Where somebody holds the tree, the fence stands all the same; how far its drain has come is told.
+                with suppress(TreeHeldError, LockTimeoutError):
                     done = await self._drain.execute(
                         target,
                         timeout_s=left,
                         keep_ids=MAX_LISTED - len(progress.first_ids),
-                        patience_ms=max(int(left * 1000), 1),
+                        patience_ms=trees.PATIENCE_MS,
                     )
-                except (TreeHeldError, LockTimeoutError):
-                    # The fence stands all the same; how far its drain has come is what there is to tell.
-                    continue
-                progress.cancelled += done.cancelled
-                progress.first_ids.extend(done.first_ids)
-                progress.waiting.extend(done.waiting)
+                    progress.cancelled += done.cancelled
+                    progress.first_ids.extend(done.first_ids)
+                    progress.waiting.extend(done.waiting)
                 own_turn = monotonic() + HEAD_START_S
             else:
                 await asyncio.sleep(min(pause, left))

@@ -35,9 +35,8 @@ MAX_LOOKS = 4
 # Under the locks, so only a little: how far past runs that a fence covers a claim reads for one that is free.
 MAX_PAGES = 4
 PAGE = 100
-# When others hold every tree that has work: how long a look waits for one of them before there is another look, and how
-# long a claim that does not wait for work goes on so before it is told that there is none.
-LOCK_PATIENCE_MS = 250
+# When others hold every tree that has work: how long a claim that does not wait for work looks again before it is told
+# that there is none.
 HELD_PATIENCE_S = 2.0
 MAX_KNOWN_AGENTS = 10_000
 FIRST = UUID(int=0)
@@ -249,7 +248,7 @@ class ClaimWorkCommand:
     async def _lease(self, lane: _Lane, places: Sequence[Place], table: _Table) -> dict[UUID, Granted]:
         tenant_id, room = lane.tenant_id, max(table.room, 1)
         # Whoever has something does not wait for what others hold.
-        patience_ms = 0 if table.granted else LOCK_PATIENCE_MS
+        patience_ms = 0 if table.granted else trees.PATIENCE_MS
         async with self._database.write() as session:
             locked = await _lock(session, tenant_id, places, at_most=min(room, MAX_TREES), patience_ms=patience_ms)
             here = [place for place in places if (tenant_id, place[1]) in locked]

@@ -24,8 +24,7 @@ MAX_FENCES = 64
 MAX_AHEAD = 256
 PARALLEL_DRAINS = 3
 PARALLEL_LARGE_DRAINS = 2
-# A drain that does not get the lock of its tree so soon gives up its turn, and waits among so many for its tree alone.
-PATIENCE_MS = 250
+# A drain that does not get the lock of its tree soon gives up its turn, and waits among so many for its tree alone.
 PARALLEL_WAITS = 2
 # How soon fences that are set during a long drain are taken up beside it.
 LOOK_S = 0.25
@@ -187,12 +186,12 @@ class DrainCancellations:
         async with self._turns:
             if work.target.root_run_id in self._aside.row_ids:
                 return
-            await self._drain.execute(work.target, at_most=SMALL, progress=work.progress, patience_ms=PATIENCE_MS)
+            await self._drain.execute(work.target, at_most=SMALL, progress=work.progress, patience_ms=trees.PATIENCE_MS)
         if not (work.progress.drained or work.progress.busy or work.progress.waiting or self._stopping):
             work.is_large = True
             async with self._large_turns:
                 if work.target.root_run_id not in self._aside.row_ids:
-                    await self._drain.execute(work.target, progress=work.progress, patience_ms=PATIENCE_MS)
+                    await self._drain.execute(work.target, progress=work.progress, patience_ms=trees.PATIENCE_MS)
 
     async def _wait_for(self, target: OpenFence) -> bool:
         """Wait until nobody holds a tree, one for all of its fences; whether this one did, and it is free.

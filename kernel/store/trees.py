@@ -70,6 +70,9 @@ told AS ({_renumbered(events.APPEND, parameters + 12)})
 
 JOURNAL = journalled("", 0)
 
+# How long whoever has others to serve waits for a tree that somebody holds, before it sees to them first.
+PATIENCE_MS = 250
+
 TreeKey = tuple[UUID, UUID]
 
 

@@ -11,26 +11,22 @@ CROSS JOIN LATERAL json_array_elements(coalesce(e.data -> 'children', json_build
 WHERE e.type = 'orchestration.child_lifecycle'
 """
 # OFFSET 0, or the whole document would be read for each of the runs that it tells of.
-DRAINS = """
+_ENDS = """
 SELECT e.tenant_id, e.root_run_id, e.seq, s.run_id, e.cancellation_id
 FROM (
   SELECT tenant_id, root_run_id, seq, subjects, data ->> 'cancellation_id' AS cancellation_id FROM run_events
-  WHERE type = 'orchestration.cancellation_propagation' AND (data ->> 'count')::int > 0 OFFSET 0
+  WHERE {which} OFFSET 0
 ) e
 CROSS JOIN LATERAL unnest(e.subjects) AS s (run_id)
 """
-# Likewise, and with whoever ended under a fence by itself: of those, too, the event of the end names the fence.
-CANCELLED_BY = """
-SELECT e.tenant_id, e.root_run_id, e.seq, s.run_id, e.cancellation_id
-FROM (
-  SELECT tenant_id, root_run_id, seq, subjects, data ->> 'cancellation_id' AS cancellation_id FROM run_events
-  WHERE CASE type
+DRAINS = _ENDS.format(which="type = 'orchestration.cancellation_propagation' AND (data ->> 'count')::int > 0")
+# With whoever ended under a fence by itself: of those, too, the event of the end names the fence.
+CANCELLED_BY = _ENDS.format(
+    which="""CASE type
     WHEN 'orchestration.cancellation_propagation' THEN (data ->> 'count')::int > 0
     WHEN 'orchestration.child_lifecycle' THEN data ->> 'cancellation_id' IS NOT NULL
-  END OFFSET 0
-) e
-CROSS JOIN LATERAL unnest(e.subjects) AS s (run_id)
-"""
+  END"""
+)
 TOLD = f"""
 {LIFECYCLE}
 UNION ALL

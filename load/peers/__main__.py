@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from load import machine
+from load.arguments import at_least_one
 from load.bench_spawn import TREES
 from load.generator import find_or_install
 from load.peers import dbos_transact, limit, ours, temporal, temporal_server
@@ -25,7 +26,6 @@ from load.peers.comparison import Measurements, rows
 from load.peers.decisions import Decisions, deciding
 from load.peers.rendering import HEADINGS, cells, markdown, samples_csv, table_csv
 from load.peers.verification import Verified
-from load.storms.options import at_least_one
 from load.subject import REPOSITORY, UNLIMITED, Subject, running
 from service.embedded.opa import OPA_VERSION, find_or_build_opa
 

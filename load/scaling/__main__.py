@@ -11,7 +11,7 @@ import uvloop
 
 from load.scaling import records
 from load.scaling.catalogue import AXES, SCALES, Dimension, Figure
-from load.subject import measure as measuring
+from load.subject import run_measurement
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     for dimension in chosen:
         points = sorted(given.points or AXES[dimension].points)
         taking = take(dimension, points, frozenset(given.only), given.results)
-        measuring(taking, loop_factory=uvloop.new_event_loop)
+        run_measurement(taking, loop_factory=uvloop.new_event_loop)
 
 
 async def take(dimension: Dimension, points: Sequence[int], wanted: frozenset[Figure], results: Path) -> None:

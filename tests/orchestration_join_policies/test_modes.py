@@ -93,6 +93,15 @@ async def propagated(group: Group) -> tuple[int, set[str]]:
     return told["count"], set(told["run_ids"])
 
 
+async def told_before_and_after_the_drain(group: Group, kit: Kit, database: Database, losers: set[str]) -> None:
+    """It is told to have cancelled these, and nobody else, and everything agrees with it."""
+    for _ in ("before the drain", "after it"):
+        assert await propagated(group) == (len(losers), losers)
+        await DrainCancellations(database).run_once()
+    async with database.read() as session:
+        assert await audit_all(session.driver, tenant_id=UUID(kit.tenant_id)) == []
+
+
 async def test_losers_that_another_fence_was_quicker_to_cancel_are_not_told_as_cancelled_by_the_decision(
     kit: Kit, database: Database
 ) -> None:
@@ -102,11 +111,7 @@ async def test_losers_that_another_fence_was_quicker_to_cancel_are_not_told_as_c
     assert await propagated(group) == (4, set(group.members[1:]))
     body = {"caller_run_id": group.root.run_id, "run_id": group.root.run_id, "include_root": False}
     assert done(await kit.api.post("/internal/orchestration/cancel-subtree", body))["cancelled_count"] == 4
-    for _ in ("before the drain", "after it"):
-        assert await propagated(group) == (0, set())
-        await DrainCancellations(database).run_once()
-    async with database.read() as session:
-        assert await audit_all(session.driver, tenant_id=UUID(kit.tenant_id)) == []
+    await told_before_and_after_the_drain(group, kit, database, set())
 
 
 async def test_a_loser_that_acknowledges_an_earlier_fence_is_not_told_as_cancelled_by_the_decision(
@@ -119,11 +124,8 @@ async def test_a_loser_that_acknowledges_an_earlier_fence_is_not_told_as_cancell
     done(await complete(kit, failed, "failed"))
     done(await complete(kit, stopped, "cancelled"))
     losers = set(group.members) - {failed["run_id"], stopped["run_id"]}
-    for _ in ("before the drain", "after it"):
-        assert await propagated(group) == (3, losers)
-        await DrainCancellations(database).run_once()
-    async with database.read() as session:
-        assert await audit_all(session.driver, tenant_id=UUID(kit.tenant_id)) == []
+    assert len(losers) == 3
+    await told_before_and_after_the_drain(group, kit, database, losers)
 
 
 async def test_a_loser_that_ended_by_itself_under_the_decision_is_told_with_those_that_its_drain_cancelled(

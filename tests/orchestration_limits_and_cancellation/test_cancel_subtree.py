@@ -3,12 +3,13 @@
 import asyncio
 import uuid
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from kernel.commands.draining import Drain
+from kernel.commands.draining import Drain, Progress
 from kernel.reconcilers.drain_cancellations import DrainCancellations
-from kernel.store import drains
+from kernel.store import drains, trees
 from kernel.store.engine import Database
 from load.audit import audit
 from tests.faults.clocks import set_back
@@ -411,3 +412,28 @@ async def test_few_active_runs_among_many_that_have_ended_are_drained_before_the
     answer = await cancel(kit, root, branch)
     assert (answer["state"], answer["cancelled_count"]) == ("drained", 61)
     assert answer["scanned_count"] == 761
+
+
+async def test_a_caller_that_waits_for_a_drain_in_a_tree_that_is_held_hears_how_far_it_is(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await kit.team(max_fanout=1_000, max_children_total=1_000)
+    done(await kit.spawn_group(root, "many", 300))
+    execute, begun, holds = Drain.execute, asyncio.Event(), asyncio.Event()
+
+    async def after_the_holder(self: Drain, *arguments: Any, **more: Any) -> Progress:
+        begun.set()
+        await holds.wait()
+        return await execute(self, *arguments, **more)
+
+    monkeypatch.setattr(Drain, "execute", after_the_holder)
+    waits = asyncio.create_task(cancel(kit, root, root.run_id, wait_s=2))
+    await begun.wait()
+    async with database.write() as session:
+        await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
+        holds.set()
+        answer = await waits
+    assert (answer["state"], answer["cancelled_count"]) == ("draining", 0)
+    await DrainCancellations(database).run_once()
+    told = done(await kit.api.get(f"/internal/orchestration/cancellations/{answer['cancellation_id']}"))
+    assert (told["state"], told["cancelled_count"]) == ("drained", 301)

@@ -380,12 +380,9 @@ async def test_a_grace_ends_in_its_time_though_a_pass_lasts_longer(kit: Kit, dat
 async def test_a_fence_in_a_tree_that_is_held_for_too_long_is_set_aside(
     kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, _ = await kit.team()
-    done(await kit.spawn_group(root, "many", 3))
+    root, of_others = await four_beside_others(kit, database)
     beside = await kit.root(root.agent_id)
     forest = Forest(database, kit)
-    await DrainCancellations(database).run_once()
-    of_others = backlog()
     held, free = [(await forest.fence(one.run_id, "run")).cancellation_id for one in (root, beside)]
     async with impatient(database, monkeypatch) as impatiently, database.write() as session:
         await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
@@ -399,6 +396,14 @@ async def test_a_fence_in_a_tree_that_is_held_for_too_long_is_set_aside(
     await DrainCancellations(database).run_once()
     assert (await state_of(database, kit, held)).state == "drained"
     assert backlog() == of_others
+
+
+async def four_beside_others(kit: Kit, database: Database) -> tuple[Run, float]:
+    """The root of a tree of four active runs, and the backlog that others have left."""
+    root, _ = await kit.team()
+    done(await kit.spawn_group(root, "many", 3))
+    await DrainCancellations(database).run_once()
+    return root, backlog()
 
 
 def backlog() -> float:
@@ -428,10 +433,7 @@ async def test_a_held_tree_with_many_fences_holds_up_no_other(kit: Kit, database
 async def test_what_fails_while_others_are_looked_for_is_counted(
     kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, _ = await kit.team()
-    done(await kit.spawn_group(root, "many", 3))
-    await DrainCancellations(database).run_once()
-    of_others = backlog()
+    root, of_others = await four_beside_others(kit, database)
     await Forest(database, kit).fence(root.run_id, "run")
     open_fences = drains.open_fences
 
@@ -451,10 +453,7 @@ async def test_what_fails_while_others_are_looked_for_is_counted(
 async def test_what_was_set_aside_and_drained_by_another_is_not_counted(
     kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, _ = await kit.team()
-    done(await kit.spawn_group(root, "many", 3))
-    await DrainCancellations(database).run_once()
-    of_others = backlog()
+    root, of_others = await four_beside_others(kit, database)
     await Forest(database, kit).fence(root.run_id, "run")
     async with impatient(database, monkeypatch) as impatiently:
         first = DrainCancellations(impatiently)

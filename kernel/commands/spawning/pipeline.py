@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from time import monotonic
 from uuid import UUID
 
@@ -42,8 +43,6 @@ from kernel.store.trees import LockedTree, TreeHeldError, TreeKey
 # An overshoot found under the lock is asked about once more with the counters of that moment, and counters only grow:
 # the second answer is a denial unless policy itself was changed in between. This bounds the pathological rest.
 MAX_ROUNDS = 8
-# So long a batch waits for trees that others hold, as they do for some milliseconds all the time.
-PATIENCE_S = 0.25
 
 Preview = Spawned | RemitError | Evaluated
 Lock = Callable[[WriteSession, set[TreeKey]], Awaitable[dict[TreeKey, LockedTree]]]
@@ -197,17 +196,12 @@ class SpawnPipeline:
             await self._commit(work, questions, answers, trees.lock)
             return
         held = await self._commit(work, questions, answers, _available)
-        until = monotonic() + PATIENCE_S
-        for key, theirs in held.items():
+        # Others hold trees for some milliseconds all the time. Of all that are held, the batch waits once so long.
+        until = monotonic() + trees.PATIENCE_MS / 1000
+        for theirs in held.values():
             patience_ms = max(int((until - monotonic()) * 1000), 1)
-
-            async def briefly(
-                session: WriteSession, _keys: set[TreeKey], key: TreeKey = key, patience_ms: int = patience_ms
-            ) -> dict[TreeKey, LockedTree]:
-                return await trees.lock_briefly(session, key, patience_ms)
-
             try:
-                await self._commit(work, theirs, answers, briefly)
+                await self._commit(work, theirs, answers, partial(_briefly, patience_ms=patience_ms))
             except TreeHeldError:
                 for number in theirs:
                     work.outcomes.setdefault(number, Postponed.TREE_HELD)
@@ -273,6 +267,11 @@ class SpawnPipeline:
 
 async def _available(session: WriteSession, keys: set[TreeKey]) -> dict[TreeKey, LockedTree]:
     return await trees.lock_available(session, keys, len(keys))
+
+
+async def _briefly(session: WriteSession, keys: set[TreeKey], *, patience_ms: int) -> dict[TreeKey, LockedTree]:
+    (key,) = keys
+    return await trees.lock_briefly(session, key, patience_ms)
 
 
 def _repeat(order: SpawnOrder, facts: SpawnFacts) -> Spawned | RemitError | None:

@@ -79,7 +79,7 @@ async def test_a_revision_that_is_not_known_is_refused(opa: OpaProcess) -> None:
 
 async def test_a_bundle_under_another_name_is_refused(opa: OpaProcess) -> None:
     async with OpaEngine(opa.address, bundle="another") as engine:
-        with pytest.raises(PolicyUnavailableError, match="names no revision of bundle .another."):
+        with pytest.raises(PolicyUnavailableError, match="names no revision of bundle 'another'"):
             await engine.decide(spawn())
 
 
