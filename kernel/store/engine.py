@@ -75,10 +75,14 @@ class Database:
         url: an SQLAlchemy URL of the dialect `postgresql+asyncpg`.
         pool_size: how many connections this process may hold, none beyond.
         pool_timeout_s: how long a request waits for one before it is answered 503.
+        lock_timeout: how long a statement waits for a lock, in PostgreSQL's notation.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 16, pool_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 16, pool_timeout_s: float = 10.0, lock_timeout: str = LOCK_TIMEOUT
+    ) -> None:
         self.url = url
+        self._lock_timeout = lock_timeout
         self.engine: AsyncEngine = create_async_engine(
             url,
             isolation_level="AUTOCOMMIT",
@@ -93,7 +97,7 @@ class Database:
                 "timeout": CONNECT_TIMEOUT_S,
                 "server_settings": {
                     "application_name": "remit",
-                    "lock_timeout": LOCK_TIMEOUT,
+                    "lock_timeout": lock_timeout,
                     "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
                     "timezone": "UTC",
                     "jit": "off",
@@ -164,7 +168,9 @@ class Database:
         except (*WRAPPERS, *UNAVAILABLE, pg.LockNotAvailableError) as error:
             cause = cause_of(error) if isinstance(error, WRAPPERS) else error
             if isinstance(cause, pg.LockNotAvailableError):
-                raise LockTimeoutError(f"somebody has held a lock for {LOCK_TIMEOUT}; try again shortly") from error
+                raise LockTimeoutError(
+                    f"somebody has held a lock for {self._lock_timeout}; try again shortly"
+                ) from error
             if isinstance(cause, UNAVAILABLE):
                 raise DatabaseUnavailableError(f"the database does not answer: {cause}") from error
             raise

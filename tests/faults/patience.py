@@ -3,16 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
-
 from kernel.store.engine import Database
 
 
 @asynccontextmanager
-async def impatient(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+async def impatient(database: Database) -> AsyncIterator[Database]:
     """The same database as of a process that gives up its waits for locks after a moment."""
-    monkeypatch.setattr("kernel.store.engine.LOCK_TIMEOUT", "300ms")
-    impatiently = Database(database.url, pool_size=8)
+    impatiently = Database(database.url, pool_size=8, lock_timeout="300ms")
     try:
         yield impatiently
     finally:

@@ -377,14 +377,12 @@ async def test_a_grace_ends_in_its_time_though_a_pass_lasts_longer(kit: Kit, dat
     assert (await state_of(database, kit, fence.cancellation_id)).cancelled_count == 2
 
 
-async def test_a_fence_in_a_tree_that_is_held_for_too_long_is_set_aside(
-    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_fence_in_a_tree_that_is_held_for_too_long_is_set_aside(kit: Kit, database: Database) -> None:
     root, of_others = await four_beside_others(kit, database)
     beside = await kit.root(root.agent_id)
     forest = Forest(database, kit)
     held, free = [(await forest.fence(one.run_id, "run")).cancellation_id for one in (root, beside)]
-    async with impatient(database, monkeypatch) as impatiently, database.write() as session:
+    async with impatient(database) as impatiently, database.write() as session:
         await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
         reconciler = DrainCancellations(impatiently)
         for _ in range(2):
@@ -444,18 +442,16 @@ async def test_what_fails_while_others_are_looked_for_is_counted(
         return found
 
     monkeypatch.setattr(drains, "open_fences", slowly)
-    async with impatient(database, monkeypatch) as impatiently, database.write() as session:
+    async with impatient(database) as impatiently, database.write() as session:
         await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
         await DrainCancellations(impatiently).run_once()
         assert backlog() == of_others + 4
 
 
-async def test_what_was_set_aside_and_drained_by_another_is_not_counted(
-    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_was_set_aside_and_drained_by_another_is_not_counted(kit: Kit, database: Database) -> None:
     root, of_others = await four_beside_others(kit, database)
     await Forest(database, kit).fence(root.run_id, "run")
-    async with impatient(database, monkeypatch) as impatiently:
+    async with impatient(database) as impatiently:
         first = DrainCancellations(impatiently)
         async with database.write() as session:
             await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
@@ -493,13 +489,14 @@ async def test_a_drain_that_met_a_held_tree_after_a_grace_goes_on_before_that_en
             holding.append(asyncio.create_task(hold()))
             await begun.wait()
             # It is the next in the queue for the tree.
-            while not await session.driver.fetchval("SELECT pg_blocking_pids($1) <> '{}'", pids[0]):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            async with asyncio.timeout(8):
+                while not await session.driver.fetchval("SELECT pg_blocking_pids($1) <> '{}'", pids[0]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
         return found
 
     monkeypatch.setattr(drains, "left_active", left)
     monkeypatch.setattr("kernel.reconcilers.setting_aside.HELD_ASIDE_S", 0.1)
-    async with impatient(database, monkeypatch) as impatiently:
+    async with impatient(database) as impatiently:
         reconciler = DrainCancellations(impatiently)
         await reconciler.run_once()
         counted = (await state_of(database, kit, fence.cancellation_id)).cancelled_count

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
-
 from kernel import metrics
 from kernel.commands.aftermath import Aftermath
 from kernel.domain.errors import DatabaseUnavailableError
@@ -116,16 +114,14 @@ async def test_a_row_that_cannot_be_settled_is_set_aside_and_holds_up_no_other(k
     await audit(database, kit)
 
 
-async def test_a_tree_that_is_held_for_too_long_is_set_aside(
-    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_tree_that_is_held_for_too_long_is_set_aside(kit: Kit, database: Database) -> None:
     root, _ = await kit.team(**PLENTY)
     beside = await kit.root(root.agent_id)
     for one in (root, beside):
         done(await kit.spawn(one, "a"))
     runs = {run["context"]["root_run_id"]: run for run in await claim(kit, max_runs=2)}
     await let_expire(database, *(run["run_id"] for run in runs.values()))
-    async with impatient(database, monkeypatch) as impatiently, database.write() as session:
+    async with impatient(database) as impatiently, database.write() as session:
         await trees.lock_one(session, UUID(kit.tenant_id), UUID(root.run_id))
         counts = await expire_leases(impatiently).run_once()
     assert counts.set_aside == 1
