@@ -7,6 +7,7 @@ from uuid import UUID
 
 from kernel.commands.spawning.question import check_active, principal_facts
 from kernel.commands.spawning.refusals import (
+    cancelled_callers,
     count_decisions,
     count_refusal,
     count_surface,
@@ -77,22 +78,27 @@ class Standing:
         """Whether the calling run may still act; true where nobody calls."""
         return self.caller is None or RunStatus(self.caller.status) in ACTIVE
 
-    def check_caller_active(self, action: Action) -> None:
-        """Check that the calling run may still act; a refusal under a fence is counted by `action`.
 
-        Raises:
-            RunCancelledError: when it was cancelled, or a fence covers it.
-            CallerNotActiveError: when it has ended otherwise.
-        """
-        if self.caller is None:
-            return
-        try:
-            if self.caller_fence is not None:
-                raise under_fence(self.caller.run_id, self.caller_fence)
-            check_active(self.caller)
-        except RemitError as error:
-            count_refusal(error, self.tenant.slug, action.value)
-            raise
+async def check_caller_active(session: ReadSession, standing: Standing, action: Action) -> None:
+    """Check that the calling run may still act; a refusal of one that was cancelled is counted by `action`.
+
+    Raises:
+        RunCancelledError: when it was cancelled, or a fence covers it; with the reason.
+        CallerNotActiveError: when it has ended otherwise.
+    """
+    caller = standing.caller
+    if caller is None:
+        return
+    try:
+        if standing.caller_fence is not None:
+            raise under_fence(caller.run_id, standing.caller_fence)
+        if RunStatus(caller.status) is RunStatus.CANCELLED:
+            key = (standing.tenant.tenant_id, caller.run_id)
+            raise (await cancelled_callers(session, [key]))[key]
+        check_active(caller)
+    except RemitError as error:
+        count_refusal(error, standing.tenant.slug, action.value)
+        raise
 
 
 async def subject_facts(

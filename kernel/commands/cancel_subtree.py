@@ -164,7 +164,7 @@ class CancelSubtreeCommand:
                         session, principal, request.run_id, caller_run_id=request.caller_run_id
                     )
                     if not standing.caller_is_active and (await _find(session, standing, request))[0] is None:
-                        standing.check_caller_active(Action.CANCEL_SUBTREE)
+                        await asking.check_caller_active(session, standing, Action.CANCEL_SUBTREE)
                 except RemitError as error:
                     found.append(error)
                     continue
@@ -370,7 +370,7 @@ async def _set_or_find(session: WriteSession, key: TreeKey, allowed: _Allowed) -
     repeated = fence is not None
     drained: Drained | DrainSize = DrainSize.UNKNOWN
     if fence is None:
-        now.check_caller_active(Action.CANCEL_SUBTREE)
+        await asking.check_caller_active(session, now, Action.CANCEL_SUBTREE)
         fence = await set_fence(
             session,
             tree,

@@ -111,7 +111,7 @@ class EvaluateAndReplanCommand:
             standing = await asking.subject_facts(
                 session, principal, request.run_id, caller_run_id=request.caller_run_id, policy_of_subject=True
             )
-            standing.check_caller_active(Action.EVALUATE_AND_REPLAN)
+            await asking.check_caller_active(session, standing, Action.EVALUATE_AND_REPLAN)
             if (given := await _given(session, tenant_id, request)) is not None:
                 return given
             outcomes = await _outcomes(session, standing)
@@ -133,7 +133,7 @@ class EvaluateAndReplanCommand:
         async with self._database.write() as session:
             await trees.lock_one(session, tenant_id, standing.subject_root_run_id)
             now = await asking.subject_facts(session, principal, request.run_id, caller_run_id=request.caller_run_id)
-            now.check_caller_active(Action.EVALUATE_AND_REPLAN)
+            await asking.check_caller_active(session, now, Action.EVALUATE_AND_REPLAN)
             if (given := await _given(session, tenant_id, request)) is not None:
                 return given
             if now.replan_attempts != attempts:

@@ -84,9 +84,9 @@ class JoinCommand:
             group = await _load(session, principal.tenant, request.group_id)
             standing = await _standing(session, principal, request, group)
             group, closed = await _look(session, group)
-        wanted, timeout_s = _wanted(request, group)
-        if not closed:
-            standing.check_caller_active(Action.JOIN)
+            wanted, timeout_s = _wanted(request, group)
+            if not closed:
+                await asking.check_caller_active(session, standing, Action.JOIN)
         asked = _question(principal, request, standing)
         evaluated = await asking.ask(self._database, self._engine, asked)
         if not evaluated.decision.allow:
@@ -122,7 +122,8 @@ class JoinCommand:
             tree = await trees.lock_one(session, group.tenant_id, group.root_run_id)
             now, closed = await _look(session, await _load(session, group.tenant_id, group.group_id))
             if not closed:
-                (await _standing(session, principal, request, now)).check_caller_active(Action.JOIN)
+                standing = await _standing(session, principal, request, now)
+                await asking.check_caller_active(session, standing, Action.JOIN)
                 aftermath = await _change(session, tree, request, now)
                 await trees.advance(session, tree, decided=[record])
             else:

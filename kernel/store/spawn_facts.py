@@ -1,6 +1,8 @@
 """The facts of a spawn, for a batch of them, in one round trip.
 
-The same query serves the question to policy and, under the lock, the re-check of what the answer rests on.
+The same query serves the question to policy and, where the tree has changed in between, the re-check under its lock of
+what the answer rests on. All that is read of a tree changes with its `seq`: where that is the same, only the catalog is
+looked at again, by its revisions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +40,14 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """What tells whether the catalog is still what it was: an agent's revision, and the flags of its tenant."""
+
+    revision: int
+    flags: tuple[bool | None, bool | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Orchestrator:
     """The agent of a caller, with all that its permissions rest on; `revision` covers policy and allowlist too."""
 
@@ -47,6 +57,12 @@ class Orchestrator:
     revision: int
     policy: OrchestratorPolicyFacts | None
     allowlist: tuple[AllowlistEntryFacts, ...]
+
+    @property
+    def version(self) -> Version:
+        """Its version when it was loaded."""
+        flags = self.tenant.flags
+        return Version(self.revision, (flags.option_a_graphspec_v2, flags.option_b_runtime_primitives))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,7 @@ class Caller:
     children_count: int
     children_total: int
     open_fences: int
+    tree_seq: int
     orchestrator: Orchestrator
 
     @property
@@ -133,7 +150,7 @@ class SpawnFacts:
 LOAD = """
 WITH callers AS MATERIALIZED (
   SELECT r.tenant_id, r.run_id, r.agent_id, r.status, r.depth, r.effective_scopes, r.children_count, r.root_run_id,
-    t.children_total, t.open_fences
+    t.children_total, t.open_fences, t.seq AS tree_seq
   FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, run_id)
   JOIN agent_runs r ON r.tenant_id = q.tenant_id AND r.run_id = q.run_id
   JOIN run_trees t ON t.tenant_id = r.tenant_id AND t.root_run_id = r.root_run_id
@@ -198,6 +215,15 @@ SELECT json_build_object(
 """
 
 
+# The tenant's flags have no revision: they are few, and compared as they are.
+VERSIONS = """
+SELECT a.tenant_id, a.agent_id, a.revision,
+  f.option_a_graphspec_v2 AS option_a, f.option_b_runtime_primitives AS option_b
+FROM unnest($1::uuid[], $2::uuid[]) AS q (tenant_id, agent_id)
+JOIN agents a ON a.tenant_id = q.tenant_id AND a.agent_id = q.agent_id
+LEFT JOIN tenant_flags f ON f.tenant_id = a.tenant_id
+"""
+
 # Of some prefixes, those under which a run that is of no such group has a member's key.
 MEMBERS_TAKEN = """
 SELECT q.tenant_id, q.parent_run_id, q.prefix
@@ -215,6 +241,15 @@ async def members_taken(session: ReadSession, groups: Mapping[SpawnKey, int]) ->
         return set()
     rows = await session.driver.fetch(MEMBERS_TAKEN, *columns(((*key, size) for key, size in groups.items()), 4))
     return {(row["tenant_id"], row["parent_run_id"], row["prefix"]) for row in rows}
+
+
+async def versions(session: ReadSession, agents: Iterable[Key]) -> dict[Key, Version]:
+    """Where agents stand at this moment; those that do not exist are absent."""
+    rows = await session.driver.fetch(VERSIONS, *columns(set(agents), 2))
+    return {
+        (row["tenant_id"], row["agent_id"]): Version(row["revision"], (row["option_a"], row["option_b"]))
+        for row in rows
+    }
 
 
 async def load(session: ReadSession, wanted: Wanted) -> SpawnFacts:
@@ -306,6 +341,7 @@ def _caller(row: Row, orchestrator: Orchestrator) -> Caller:
         children_count=row["children_count"],
         children_total=row["children_total"],
         open_fences=row["open_fences"],
+        tree_seq=row["tree_seq"],
         orchestrator=orchestrator,
     )
 

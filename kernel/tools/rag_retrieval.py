@@ -64,9 +64,9 @@ async def retrieve(parts: ToolParts, principal: Principal, call: ToolCall, confi
         standing = await asking.subject_facts(
             session, principal, call.caller_run_id, caller_run_id=call.caller_run_id, field="caller_run_id"
         )
+        await asking.check_caller_active(session, standing, Action.RETRIEVE)
         pipeline = await retrieval.find_pipeline(session, principal.tenant, config.pipeline_id)
         vectors = asked.embedding is not None and await retrieval.has_vectors(session)
-    standing.check_caller_active(Action.RETRIEVE)
     if pipeline is None:
         raise NotFoundError(f"config.pipeline_id: there is no pipeline {config.pipeline_id}")
     mode = asked.effective_mode

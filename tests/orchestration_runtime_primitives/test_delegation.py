@@ -87,7 +87,7 @@ async def test_a_spawn_is_refused_with_the_reason_for_which_its_caller_was_cance
     assert covered["cancellation_id"] == str(cancellation_id)
     assert (covered["reason"], covered["run_id"]) == ("wrong turn", branch)
     await DrainCancellations(database).run_once()
-    # Written down, it is refused alike: alone, in a group, and where it is only tried.
+    # Written down, it is refused alike: alone, in a group, where it is only tried, and a judgement, too.
     body = {
         "caller_run_id": branch,
         "target_agent_slug": "worker",
@@ -98,6 +98,7 @@ async def test_a_spawn_is_refused_with_the_reason_for_which_its_caller_was_cance
         await kit.spawn(branch, "a"),
         await kit.spawn_group(branch, "g", 2),
         await kit.api.post("/internal/orchestration/spawn-run?dry_run=true", body),
+        await kit.api.post("/internal/orchestration/evaluate-and-replan", {"caller_run_id": branch, "run_id": branch}),
     ):
         problem = refused(response, 409, "run_cancelled")
         assert problem["detail"] == f"caller_run_id: run {branch} was cancelled: wrong turn"

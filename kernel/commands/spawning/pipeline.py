@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
+from itertools import chain
 from time import monotonic
 from uuid import UUID
 
@@ -239,13 +240,21 @@ class SpawnPipeline:
                 here[number] = prepared
             if not questions:
                 return held
-            # A statement of its own, after the lock: its snapshot is newer than the wait.
-            facts = await spawn_facts.load(session, _wanted(prepared.order for prepared in questions.values()))
+            # Statements of their own, after the lock: their snapshots are newer than the wait.
+            moved = _wanted(
+                prepared.order
+                for prepared in questions.values()
+                if locked[prepared.caller.tree_key].seq != prepared.caller.tree_seq
+            )
+            facts = await spawn_facts.load(session, moved) if moved.callers else SpawnFacts()
+            catalog = await spawn_facts.versions(
+                session, chain.from_iterable(prepared.basis() for prepared in questions.values())
+            )
             covered = await fences.covered(
                 session,
                 (_place(prepared) for prepared in questions.values() if locked[prepared.caller.tree_key].open_fences),
             )
-            verdicts = Verdicts(facts, covered, locked, writes)
+            verdicts = Verdicts(facts, catalog, covered, locked, writes)
             for number, prepared in questions.items():
                 outcome = verdicts.reach(prepared, answers[number])
                 if outcome is Shifted.CATALOG:

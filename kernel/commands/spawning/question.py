@@ -1,7 +1,7 @@
 """What policy is asked about a spawn."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -11,7 +11,7 @@ from kernel.domain.errors import CallerNotActiveError, NotFoundError, RunCancell
 from kernel.domain.principal import Principal
 from kernel.domain.run import ACTIVE, RunStatus
 from kernel.policy.contract import CallerFacts, DecisionInput, PrincipalFacts, RequestFacts, TargetFacts
-from kernel.store.spawn_facts import Agent, Caller, SpawnFacts
+from kernel.store.spawn_facts import Agent, Caller, Key, SpawnFacts, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +23,20 @@ class Prepared:
     agents: Sequence[Agent]
     question: DecisionInput
 
-    def rests_on(self, facts: SpawnFacts) -> bool:
-        """Whether the catalog is still what policy was told."""
+    def basis(self) -> set[Key]:
+        """The agents whose version the answer rests on."""
         tenant_id = self.order.tenant_id
-        caller = facts.callers.get((tenant_id, self.order.caller_run_id))
-        if caller is None or caller.orchestrator.revision != self.caller.orchestrator.revision:
-            return False
-        # The tenant's flags have no revision: they are few, and compared as they are.
-        if caller.tenant.flags != self.caller.tenant.flags:
+        return {(tenant_id, agent.facts.agent_id) for agent in self.agents} | {
+            (tenant_id, self.caller.orchestrator.agent_id)
+        }
+
+    def rests_on(self, catalog: Mapping[Key, Version]) -> bool:
+        """Whether the catalog is still what policy was told."""
+        tenant_id, orchestrator = self.order.tenant_id, self.caller.orchestrator
+        if catalog.get((tenant_id, orchestrator.agent_id)) != orchestrator.version:
             return False
         return all(
-            (fresh := facts.agents.get((tenant_id, agent.facts.agent_id))) is not None
-            and fresh.revision == agent.revision
+            (fresh := catalog.get((tenant_id, agent.facts.agent_id))) is not None and fresh.revision == agent.revision
             for agent in set_of(self.agents)
         )
 

@@ -1,5 +1,6 @@
 """What becomes of an order under the lock: the answer of policy, held against what is true now."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from uuid import UUID
@@ -17,7 +18,7 @@ from kernel.policy import records
 from kernel.policy.contract import Limits
 from kernel.policy.engine import Evaluated
 from kernel.store.events import Event
-from kernel.store.spawn_facts import Caller, SpawnFacts
+from kernel.store.spawn_facts import Caller, Key, SpawnFacts, Version
 from kernel.store.spawn_writes import SpawnWrites
 from kernel.store.trees import LockedTree
 
@@ -39,16 +40,23 @@ class _Counters:
 
 
 class Verdicts:
-    """What becomes of each order of a batch, one after the other, under the locks."""
+    """What becomes of each order of a batch, one after the other, under the locks.
+
+    Args:
+        moved: the facts of the orders whose tree has changed since policy was asked; of the others nothing has.
+        catalog: where the agents stand that the answers rest on.
+    """
 
     def __init__(
         self,
-        facts: SpawnFacts,
+        moved: SpawnFacts,
+        catalog: Mapping[Key, Version],
         covered: dict[tuple[UUID, UUID], Fence],
         locked: dict[tuple[UUID, UUID], LockedTree],
         writes: SpawnWrites,
     ) -> None:
-        self._facts = facts
+        self._moved = moved
+        self._catalog = catalog
         self._covered = covered
         self._locked = locked
         self._writes = writes
@@ -59,19 +67,19 @@ class Verdicts:
         """The outcome of one order, with its rows gathered for the write; or why it must be asked about again."""
         order = prepared.order
         try:
-            earlier = orders.repeat(order, self._facts)
+            earlier = orders.repeat(order, self._moved)
             if earlier is not None:
                 return earlier
             if order.spawn_key in self._used:
                 return Shifted.COUNTERS
-            caller = self._facts.callers[order.tenant_id, order.caller_run_id]
+            caller = self._moved.callers.get((order.tenant_id, order.caller_run_id), prepared.caller)
             check_status(caller.run_id, RunStatus(caller.status))
         except RemitError as error:
             return error
         fence = self._covered.get((order.tenant_id, order.caller_run_id))
         if fence is not None:
             return under_fence(order.caller_run_id, fence)
-        if not prepared.rests_on(self._facts):
+        if not prepared.rests_on(self._catalog):
             return Shifted.CATALOG
         tree = self._locked[caller.tree_key]
         if not evaluated.decision.allow:

@@ -49,7 +49,7 @@ def _question(*, group: bool) -> DecisionInput:
     )
     allowlist = (AllowlistEntryFacts(target_agent_id=agent_id),)
     orchestrator = Orchestrator(uuid4(), "orchestrator", tenant, 1, policy, allowlist)
-    caller = Caller(caller_id, caller_id, "running", 0, ("read",), 0, 0, 0, orchestrator)
+    caller = Caller(caller_id, caller_id, "running", 0, ("read",), 0, 0, 0, 0, orchestrator)
     order = SpawnOrder(
         action=Action.SPAWN_GROUP if group else Action.SPAWN_RUN,
         surface=Surface.RUNTIME_PRIMITIVES,
