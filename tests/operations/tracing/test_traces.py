@@ -285,7 +285,7 @@ async def test_without_tracing_a_well_formed_traceparent_is_handed_down_and_no_o
 
 OFF = """
 import sys
-import service.cli, service.serving, service.runtime
+import service.commands, service.serving, service.runtime
 from opentelemetry import trace  # FastAPI brings it along; by itself it does nothing
 print("service.tracing" in sys.modules, type(trace.get_tracer_provider()).__name__)
 """

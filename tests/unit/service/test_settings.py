@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from service.cli import read_settings
+from service.commands import read_settings
 
 
 @pytest.mark.parametrize(
