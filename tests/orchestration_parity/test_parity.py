@@ -11,6 +11,8 @@ from tests.kit import Api
 from tests.orchestration_parity.comparing import play_both, side_by_side
 from tests.orchestration_parity.story import Scenario, load
 
+# One process plays them all: which of them it is asked for is known to none before the end.
+pytestmark = pytest.mark.xdist_group("parity")
 AT_ONCE = 8
 DENIALS = {
     "surface_disabled",
