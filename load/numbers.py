@@ -1,10 +1,14 @@
 """The numbers that are aimed at: each the median of interleaved rounds, beside its aim and its limit, in one table.
 
+A rate or a time is of a machine. What a bare FastAPI makes of this one, beside what it made where the aims were set, is
+this one's pace; each such aim is said as it stands and at this pace. Ratios and memory are aimed at on any machine.
+
 Run `poe numbers`, or `python -m load.numbers [ROUNDS]` (needs `wrk`); a round takes one or two minutes. Everything runs
 on this machine: the service, PostgreSQL, OPA and the load generator share its cores.
 """
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -16,7 +20,7 @@ from enum import Enum
 from rich.console import Console
 from rich.table import Table
 
-from load import bench_cancel, bench_spawn, bench_work, machine
+from load import bare, bench_cancel, bench_spawn, bench_work, machine
 from load.arguments import at_least_one
 from load.bench_cancel import FLAT_UPDATE, RATE, SMALL, Memory, cancel, drained, fences_beside, p99, plant
 from load.generator import find_or_install, wrk, wrk_answers
@@ -38,6 +42,7 @@ WIDTH = 120
 class Figure(Enum):
     """A figure: in words, in which unit, and what is aimed at, at least or (where less is better) at most."""
 
+    BARE = (f"a bare FastAPI that takes the request of a spawn, {CONNECTIONS} connections", "/s", None)
     SINGLES = (f"single spawns, {TREES:,} trees, {CONNECTIONS} connections", "/s", 1_500)
     ONE_TREE = (f"single spawns, one tree, {CONNECTIONS} connections", "/s", 1_200)
     ALONE = ("single spawns, one client alone, median", "ms", 6, True)
@@ -45,6 +50,7 @@ class Figure(Enum):
     GROUPS_OF_INSERT = ("groups of 1,000, of a plain INSERT of the same rows", "", 0.5)
     ARRIVED = (f"spawns that arrive in one tree at {RATE}/s", "/s", RATE * 0.98)
     FENCE_BESIDE = ("fences beside them, p99", "ms", 20, True)
+    FENCE_PACED = (f"fences beside spawns that arrive at this pace of {RATE}/s, p99", "ms", 20, True)
     FENCE_FLAT_OUT = (f"fences beside {CONNECTIONS} clients flat out in the tree, p99", "ms", 100, True)
     FENCE_GROWTH = (f"fence over {LARGE:,} runs, of one over {SMALL}", "", 1.5, True)
     DRAIN = (f"drain of {LARGE:,} runs", "runs/s", 60_000)
@@ -56,11 +62,23 @@ class Figure(Enum):
     def __init__(self, words: str, unit: str, aim: float | None, less_is_better: bool = False) -> None:
         self.words, self.unit, self.aim, self.less_is_better = words, unit, aim, less_is_better
 
-    def is_reached(self, value: float) -> bool | None:
-        """Whether the aim is; None where there is none."""
-        if self.aim is None:
+    def is_reached(self, value: float, pace: float = 1.0) -> bool | None:
+        """Whether the aim is, at a pace; None where there is none."""
+        wanted = self.aim_at(pace)
+        if wanted is None:
             return None
-        return value <= self.aim if self.less_is_better else value >= self.aim
+        return value <= wanted if self.less_is_better else value >= wanted
+
+    def aim_at(self, pace: float) -> float | None:
+        """The aim on a machine with this pace, 1 being that of the machine on which it was set; None without one."""
+        if self.aim is None or not self.is_of_the_machine:
+            return self.aim
+        return self.aim / pace if self.less_is_better else self.aim * pace
+
+    @property
+    def is_of_the_machine(self) -> bool:
+        """Whether it depends on how fast the machine is; what arrives at a rate is given."""
+        return self.unit not in {"", "MiB"} and self is not Figure.ARRIVED
 
 
 @dataclass
@@ -71,26 +89,37 @@ class Rounds:
     fences: dict[Figure, list[float]] = field(default_factory=lambda: defaultdict(list))
     over: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     beside: dict[Figure, str] = field(default_factory=dict)
+    arrived_at_pace: str = ""
 
     def add(self, figure: Figure, value: float) -> None:
         """Take down what one round gave."""
         self.samples[figure].append(value)
+
+    @property
+    def pace(self) -> float:
+        """How fast this machine is, in the eyes of a bare FastAPI; 1 is that of the machine of the aims."""
+        return statistics.median(self.samples[Figure.BARE]) / bare.WHERE_AIMED
 
     def finish(self, peak_mib: float) -> None:
         """Add what only all rounds together tell."""
         for figure, milliseconds in self.fences.items():
             self.add(figure, p99(milliseconds))
             self.beside[figure] = f"median {statistics.median(milliseconds):.0f} ms of {len(milliseconds)} fences"
+        if self.arrived_at_pace:
+            self.beside[Figure.FENCE_PACED] += f", {self.arrived_at_pace}"
         first, last = (statistics.median(self.over[size]) for size in (SMALL, LARGE))
         self.add(Figure.FENCE_GROWTH, last / first)
         self.beside[Figure.FENCE_GROWTH] = ", ".join(
             f"{size:,}: {statistics.median(milliseconds):.1f} ms" for size, milliseconds in sorted(self.over.items())
         )
         self.add(Figure.MEMORY, peak_mib)
+        self.beside[Figure.BARE] = f"{self.pace:.2f} of {bare.WHERE_AIMED:,}/s where the aims were set"
 
 
-async def spawning(subject: Subject, callers: Sequence[str], rounds: Rounds) -> None:
-    """Singles over many trees and in one, one client alone, and groups beside their limit."""
+async def spawning(subject: Subject, bare_url: str, callers: Sequence[str], rounds: Rounds) -> None:
+    """The machine's pace; singles over many trees and in one, one client alone, and groups beside their limit."""
+    idle = dataclasses.replace(subject, url=bare_url)
+    rounds.add(Figure.BARE, (await wrk(idle, callers, connections=CONNECTIONS, seconds=SECONDS))[0])
     many, _ = await wrk(subject, callers, connections=CONNECTIONS, seconds=SECONDS)
     rounds.add(Figure.SINGLES, many)
     one, _ = await wrk(subject, callers[:1], connections=CONNECTIONS, seconds=SECONDS)
@@ -137,12 +166,18 @@ async def cancelling(subject: Subject, rounds: Rounds) -> None:
     rounds.add(Figure.DRAIN, runs / seconds)
     rounds.add(Figure.DRAIN_OF_UPDATE, runs / seconds / flat)
     rounds.beside[Figure.DRAIN_OF_UPDATE] = f"{flat:,.0f} rows/s in the last round"
-    paced, flat_out = await subject.roots(2)
+    fast, paced, flat_out = await subject.roots(3)
     fences, achieved = await fences_beside(
-        subject, bench_cancel.spawn_at(subject, paced, RATE, bench_cancel.BESIDE_SPAWNS_S), paced
+        subject, bench_cancel.spawn_at(subject, fast, RATE, bench_cancel.BESIDE_SPAWNS_S), fast
     )
     rounds.fences[Figure.FENCE_BESIDE].extend(fences)
     rounds.add(Figure.ARRIVED, achieved.rate)
+    rate = max(1, round(RATE * rounds.pace))
+    fences, achieved = await fences_beside(
+        subject, bench_cancel.spawn_at(subject, paced, rate, bench_cancel.BESIDE_SPAWNS_S), paced
+    )
+    rounds.fences[Figure.FENCE_PACED].extend(fences)
+    rounds.arrived_at_pace = f"{achieved.rate:,.0f} spawns/s"
     fences, achieved = await fences_beside(
         subject, bench_cancel.spawn_flat_out(subject, flat_out, bench_cancel.BESIDE_SPAWNS_S), flat_out
     )
@@ -150,22 +185,34 @@ async def cancelling(subject: Subject, rounds: Rounds) -> None:
 
 
 def render(rounds: Rounds, count: int) -> Table:
-    """The table: what is aimed at says whether it was met."""
-    table = Table("what", "median", "lowest to highest", "aim", "beside", title=f"medians of {count} rounds")
+    """The table: what is aimed at says whether it was met, as it stands and at this machine's pace."""
+    pace = rounds.pace
+    table = Table(
+        *("what", "median", "lowest to highest", "aim", f"at this pace ({pace:.2f})", "beside"),
+        title=f"medians of {count} rounds",
+    )
     for figure in Figure:
         values = rounds.samples[figure]
         value = statistics.median(values)
-        reached = figure.is_reached(value)
-        sign = "<=" if figure.less_is_better else ">="
-        aim = "" if figure.aim is None else f"{sign} {amount(figure.aim, figure.unit)}"
         table.add_row(
             figure.words,
             amount(value, figure.unit),
             f"{amount(min(values), '')} to {amount(max(values), '')}" if len(values) > 1 else "",
-            aim + {True: ": met", False: ": missed", None: ""}[reached],
+            # What arrives at this pace has no aim but that of this pace.
+            "" if figure is Figure.FENCE_PACED else judged(figure, value),
+            judged(figure, value, pace) if figure.is_of_the_machine else "",
             rounds.beside.get(figure, ""),
         )
     return table
+
+
+def judged(figure: Figure, value: float, pace: float = 1.0) -> str:
+    """What is aimed at, and whether it was met."""
+    aim = figure.aim_at(pace)
+    if aim is None:
+        return ""
+    sign = "<=" if figure.less_is_better else ">="
+    return f"{sign} {amount(aim, figure.unit)}: {'met' if figure.is_reached(value, pace) else 'missed'}"
 
 
 def amount(value: float, unit: str) -> str:
@@ -178,14 +225,14 @@ async def main(count: int) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     about = machine.described()
     rounds = Rounds()
-    async with running(REMIT_TENANT_MAX_ACTIVE_RUNS=str(UNLIMITED)) as subject:
+    async with running(REMIT_TENANT_MAX_ACTIVE_RUNS=str(UNLIMITED)) as subject, bare.running() as bare_url:
         memory = Memory(subject.pid)
         async with memory.watched():
             callers = await subject.roots(TREES)
             await wrk(subject, callers, connections=CONNECTIONS, seconds=bench_spawn.WARM_UP_S)
             for number in range(1, count + 1):
                 started = time.perf_counter()
-                await spawning(subject, callers, rounds)
+                await spawning(subject, bare_url, callers, rounds)
                 await working(subject, rounds)
                 await cancelling(subject, rounds)
                 console.print(f"round {number} of {count}: {time.perf_counter() - started:.0f} s")

@@ -1,11 +1,12 @@
 """Heartbeat: a worker keeps the leases that it holds, and hears which of its runs to stop."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from itertools import islice
+from time import monotonic
 from uuid import UUID
 
 from kernel import metrics
@@ -15,12 +16,14 @@ from kernel.domain.fences import Fence
 from kernel.domain.principal import Principal
 from kernel.domain.run import RunStatus
 from kernel.store import catalog, drains, fences, leases, runs, trees
-from kernel.store.engine import Database, WriteSession
+from kernel.store.engine import Database, ReadSession
 from kernel.store.leases import Held
-from kernel.store.trees import LockedTree, TreeKey
+from kernel.store.trees import TreeHeldError
 
 # Trees locked at once: few, so that a worker with many runs holds nobody up for long.
 MAX_TREES = 32
+# So long a heartbeat waits for trees that somebody holds, all of them together. Leases elsewhere are renewed by then.
+PATIENCE_S = 2.0
 # A fresh token when a tenth of its life is left.
 TOKEN_MARGIN = 0.1
 # The name under which refusals are counted.
@@ -93,6 +96,8 @@ class HeartbeatCommand:
     async def execute(self, principal: Principal, request: Heartbeat) -> list[LeaseAnswer]:
         """Renew what is held, and tell of the rest; in the order of the request.
 
+        What is in a tree that somebody else keeps locked is not renewed: `expires_at` is when it ends as it stands.
+
         Raises:
             ForbiddenError: when a run's token names another run.
         """
@@ -117,8 +122,13 @@ class HeartbeatCommand:
         while part := list(islice(pending, MAX_TREES)):
             busy.extend(await self._renew(tenant_id, part, held_in, request.extend_s, gathered))
         # One by one, for whoever waits for a lock keeps none that another tree waits for.
+        until = monotonic() + PATIENCE_S
         for root_run_id in busy:
-            await self._renew(tenant_id, [root_run_id], held_in, request.extend_s, gathered)
+            patience_ms = max(int((until - monotonic()) * 1000), 1)
+            try:
+                await self._renew(tenant_id, [root_run_id], held_in, request.extend_s, gathered, patience_ms)
+            except TreeHeldError:
+                await self._look(tenant_id, held_in[root_run_id], gathered)
         await self._sign(tenant_id, gathered)
         for run_id, expires_at in gathered.renewed.items():
             gathered.answers.setdefault(run_id, LeaseAnswer(run_id, LeaseStatus.CONTINUE, expires_at=expires_at))
@@ -150,25 +160,29 @@ class HeartbeatCommand:
         held_in: Mapping[UUID, Sequence[tuple[UUID, UUID]]],
         extend_s: int,
         gathered: _Gathered,
+        patience_ms: int | None = None,
     ) -> list[UUID]:
         """Settle the leases in some trees; the trees that somebody else holds are handed back.
 
-        A single tree is waited for.
+        With patience, a single tree is waited for.
+
+        Raises:
+            TreeHeldError: when that was in vain.
         """
         keys = [(tenant_id, root_run_id) for root_run_id in part]
         async with self._database.write() as session:
             # Under the locks of the trees, so that no renewal commits above a fence.
-            if len(keys) == 1:
-                locked = await trees.lock(session, keys)
+            if patience_ms is not None:
+                locked = await trees.lock_briefly(session, keys[0], patience_ms)
             else:
                 locked = await trees.lock_available(session, keys, len(keys))
             busy = [root_run_id for root_run_id in part if (tenant_id, root_run_id) not in locked]
             if len(busy) == len(part):
                 return busy
             wanted = [lease for _, root_run_id in locked for lease in held_in[root_run_id]]
-            held = await leases.held(session, tenant_id, wanted, token_margin_s=self._token_s * TOKEN_MARGIN)
-            gathered.leases |= {run_id: lease.lease for run_id, lease in held.items()}
-            told = await _cancelled(session, tenant_id, locked, held)
+            held = await self._held(session, tenant_id, wanted, gathered)
+            fenced = {root_run_id for (_, root_run_id), tree in locked.items() if tree.open_fences}
+            told = await _cancelled(session, tenant_id, held, fenced)
             gathered.answers.update(told)
             keep = {
                 lease.run_id: lease.token_ends for lease in held.values() if lease.held and lease.run_id not in told
@@ -179,6 +193,25 @@ class HeartbeatCommand:
                 )
                 gathered.fresh |= {run_id for run_id, ends in keep.items() if ends}
         return busy
+
+    async def _look(self, tenant_id: UUID, wanted: Sequence[tuple[UUID, UUID]], gathered: _Gathered) -> None:
+        """Tell how leases stand in a tree that somebody else keeps locked, and change nothing."""
+        async with self._database.read() as session:
+            held = await self._held(session, tenant_id, wanted, gathered)
+            gathered.answers |= {
+                lease.run_id: LeaseAnswer(lease.run_id, LeaseStatus.CONTINUE, expires_at=lease.expires_at)
+                for lease in held.values()
+                if lease.held
+            }
+            told = await _cancelled(session, tenant_id, held, {lease.root_run_id for lease in held.values()})
+            gathered.answers.update(told)
+
+    async def _held(
+        self, session: ReadSession, tenant_id: UUID, wanted: Sequence[tuple[UUID, UUID]], gathered: _Gathered
+    ) -> dict[UUID, Held]:
+        held = await leases.held(session, tenant_id, wanted, token_margin_s=self._token_s * TOKEN_MARGIN)
+        gathered.leases |= {run_id: lease.lease for run_id, lease in held.items()}
+        return held
 
     async def _sign(self, tenant_id: UUID, gathered: _Gathered) -> None:
         if not gathered.fresh:
@@ -197,9 +230,14 @@ class HeartbeatCommand:
 
 
 async def _cancelled(
-    session: WriteSession, tenant_id: UUID, locked: dict[TreeKey, LockedTree], held: dict[UUID, Held]
+    session: ReadSession, tenant_id: UUID, held: dict[UUID, Held], fenced: Collection[UUID]
 ) -> dict[UUID, LeaseAnswer]:
-    """The answers on runs that are cancelled: by an open fence, or already by its drain."""
+    """The answers on runs that are cancelled: by an open fence, or already by its drain.
+
+    Args:
+        held: the leases.
+        fenced: the roots of the trees that may have open fences.
+    """
     told: dict[UUID, LeaseAnswer] = {}
     drained = [lease for lease in held.values() if lease.status == RunStatus.CANCELLED]
     if drained:
@@ -211,7 +249,7 @@ async def _cancelled(
     doubtful = [
         (tenant_id, lease.root_run_id, lease.run_id)
         for lease in held.values()
-        if lease.held and locked[tenant_id, lease.root_run_id].open_fences
+        if lease.held and lease.root_run_id in fenced
     ]
     if doubtful and (found := await fences.over(session, doubtful)):
         now = await fences.clock(session)

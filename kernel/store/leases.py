@@ -98,7 +98,7 @@ HELD = """
 SELECT r.run_id, q.lease, r.root_run_id, r.status, r.finalized_seq,
   l.lease = q.lease AND l.expires_at > clock_timestamp() AS held,
   l.token_expires_at < clock_timestamp() + make_interval(secs => $4) AS token_ends,
-  extract(epoch FROM l.expires_at - clock_timestamp())::float8 AS left_s
+  extract(epoch FROM l.expires_at - clock_timestamp())::float8 AS left_s, l.expires_at
 FROM unnest($2::uuid[], $3::uuid[]) AS q (run_id, lease)
 JOIN agent_runs r ON r.tenant_id = $1 AND r.run_id = q.run_id
 JOIN run_leases l ON l.tenant_id = r.tenant_id AND l.run_id = r.run_id AND l.granted = q.lease
@@ -205,7 +205,7 @@ class Held:
     """How the lease stands that was the last to be granted of a run.
 
     `held`: it is the current one and has not expired. `token_ends`: the run's token is near its end. `left_s`: how many
-    seconds are left of the lease; None where it was given back.
+    seconds are left of the lease, until `expires_at`; both None where it was given back.
     """
 
     run_id: UUID
@@ -216,6 +216,7 @@ class Held:
     held: bool
     token_ends: bool
     left_s: float | None
+    expires_at: datetime | None
 
 
 async def agents_by_slug(session: ReadSession, tenant_id: UUID, slugs: Iterable[str]) -> dict[str, UUID]:
@@ -280,9 +281,9 @@ async def describe(session: ReadSession, tenant_id: UUID, run_ids: Iterable[UUID
 
 
 async def held(
-    session: WriteSession, tenant_id: UUID, leases: Iterable[tuple[UUID, UUID]], *, token_margin_s: float
+    session: ReadSession, tenant_id: UUID, leases: Iterable[tuple[UUID, UUID]], *, token_margin_s: float
 ) -> dict[UUID, Held]:
-    """How leases on runs of locked trees stand, by run; one that is not the last of its run is absent.
+    """How leases stand, by run; one that is not the last of its run is absent. It holds while their trees are locked.
 
     Args:
         leases: as `(run_id, lease)`.

@@ -140,7 +140,11 @@ async def claim_work(body: ClaimBody, request: Request, principal: ExecuteDep, s
 
 @router.post("/work/heartbeat", response_model=HeartbeatAnswer, response_model_exclude_none=True)
 async def heartbeat(body: HeartbeatBody, principal: ExecuteDep, services: ServicesDep) -> Json:
-    """Keep leases, and hear which runs to stop."""
+    """Keep leases, and hear which runs to stop.
+
+    `continue` with `expires_at` says until when a run is held. Where its tree is locked for longer than a moment, that
+    is when it was before: ask again soon.
+    """
     command = HeartbeatCommand(services.database, services.tokens, token_s=services.settings.run_token_ttl_s)
     refs = tuple(LeaseRef(lease.run_id, lease.lease) for lease in body.leases)
     told = await command.execute(principal, Heartbeat(refs, body.extend_s))

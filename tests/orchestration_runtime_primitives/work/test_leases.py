@@ -1,6 +1,7 @@
 """Leases: how a worker keeps them, hears of a cancellation, and loses them."""
 
 import asyncio
+from datetime import datetime
 from http import HTTPStatus
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from service.dependencies import Services
 from tests.kit import Kit, done, refused
 from tests.orchestration_runtime_primitives.work.crew import (
     PLENTY,
+    WELL_BEFORE_S,
     audit,
     claim,
     claim_one,
@@ -219,8 +221,9 @@ async def test_many_trees_are_renewed_in_parts(kit: Kit, services: Services) -> 
 
 @pytest.mark.parametrize("held_up", [0, 1, 2])
 async def test_a_heartbeat_that_waits_for_a_tree_keeps_no_lock_on_another(
-    kit: Kit, database: Database, held_up: int
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch, held_up: int
 ) -> None:
+    monkeypatch.setattr("kernel.commands.heartbeat.PATIENCE_S", 60)
     root, _ = await kit.team()
     roots = [root, await kit.root(root.agent_id), await kit.root(root.agent_id)]
     roots.sort(key=lambda one: UUID(one.run_id))
@@ -239,6 +242,34 @@ async def test_a_heartbeat_that_waits_for_a_tree_keeps_no_lock_on_another(
                 done(await complete(kit, run))
         assert not beating.done()
     assert [told["status"] for told in await beating] == ["continue"] * 3
+
+
+async def test_what_is_in_a_tree_that_somebody_keeps_locked_stands_as_it_is(
+    kit: Kit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernel.commands.heartbeat.PATIENCE_S", 0.2)
+    root, _ = await kit.team(max_depth=3, max_fanout=5)
+    roots = [root, *[await kit.root(root.agent_id) for _ in range(3)]]
+    for one in roots[:3]:
+        await spawn_one(kit, one)
+    await spawn_one(kit, roots[3], "lost")
+    runs = {run["context"]["root_run_id"]: run for run in await claim(kit, max_runs=4, lease_s=600)}
+    free, held, fenced, lost = [runs[one.run_id] for one in roots]
+    before = {run["run_id"]: (await lease_row(database, run["run_id"]))["expires_at"] for run in runs.values()}
+    await fence(database, kit, roots[2].run_id, roots[2].run_id, reason="wrong turn", grace_s=300)
+    await let_expire(database, lost["run_id"])
+    async with database.write() as session:
+        await trees.lock(session, [(UUID(kit.tenant_id), UUID(one.run_id)) for one in roots[1:]])
+        async with asyncio.timeout(WELL_BEFORE_S):
+            told = await heartbeat(kit, free, held, fenced, lost, extend_s=900)
+        assert [one["status"] for one in told] == ["continue", "continue", "cancel", "lost"]
+        expiries = [datetime.fromisoformat(one["expires_at"]) for one in told[:2]]
+        # What a worker is told is what it has: the one was renewed, the other runs out when it did.
+        assert expiries[0] > before[free["run_id"]]
+        assert expiries[1] == before[held["run_id"]]
+        assert (told[2]["reason"], told[2]["grace_s"] > 0) == ("wrong turn", True)
+    (again,) = await heartbeat(kit, held, extend_s=900)
+    assert datetime.fromisoformat(again["expires_at"]) > before[held["run_id"]]
 
 
 async def test_a_runs_token_keeps_its_own_lease_only(kit: Kit) -> None:
