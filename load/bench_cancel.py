@@ -129,10 +129,20 @@ async def fences_over(subject: Subject, size: int) -> list[float]:
 
 
 async def fences_beside(
-    subject: Subject, spawning: Coroutine[object, object, Answers], root: str
+    subject: Subject,
+    spawning: Coroutine[object, object, Answers],
+    root: str,
+    *,
+    rate: float = FENCES_PER_S,
+    count: int = BESIDE_SPAWNS_S * FENCES_PER_S,
 ) -> tuple[list[float], Answers]:
-    """Milliseconds per fence in a tree while others spawn in it, and what the others achieved."""
-    branches = [await subject.spawn(root, "orchestrator") for _ in range(BESIDE_SPAWNS_S * FENCES_PER_S)]
+    """Milliseconds per fence in a tree while others spawn in it, and what the others achieved.
+
+    Args:
+        rate: how many fences a second.
+        count: how many, while the others are at it.
+    """
+    branches = [await subject.spawn(root, "orchestrator") for _ in range(count)]
     busy = asyncio.create_task(spawning)
     begin = time.perf_counter()
 
@@ -144,7 +154,7 @@ async def fences_beside(
         await cancel(subject, root, branch)
         return (time.perf_counter() - due) * 1000
 
-    fences = await asyncio.gather(*(fence(branch, begin + n / FENCES_PER_S) for n, branch in enumerate(branches)))
+    fences = await asyncio.gather(*(fence(branch, begin + n / rate) for n, branch in enumerate(branches)))
     return [took for took in fences if took is not None], await busy
 
 

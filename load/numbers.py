@@ -36,6 +36,8 @@ FEW = {SMALL: 10, 1_000: 3}
 GROUPS = 5
 # More than are completed in the time.
 WORK_RUNS, WORK_TREES, WORK_S = 12_000, 200, 3
+# Slower than this, a machine is not waited for.
+SLOWEST = 0.2
 WIDTH = 120
 
 
@@ -50,7 +52,7 @@ class Figure(Enum):
     GROUPS_OF_INSERT = ("groups of 1,000, of a plain INSERT of the same rows", "", 0.5)
     ARRIVED = (f"spawns that arrive in one tree at {RATE}/s", "/s", RATE * 0.98)
     FENCE_BESIDE = ("fences beside them, p99", "ms", 20, True)
-    FENCE_PACED = (f"fences beside spawns that arrive at this pace of {RATE}/s, p99", "ms", 20, True)
+    FENCE_PACED = (f"fences beside spawns that arrive at {RATE}/s times this pace, p99", "ms", 20, True)
     FENCE_FLAT_OUT = (f"fences beside {CONNECTIONS} clients flat out in the tree, p99", "ms", 100, True)
     FENCE_GROWTH = (f"fence over {LARGE:,} runs, of one over {SMALL}", "", 1.5, True)
     DRAIN = (f"drain of {LARGE:,} runs", "runs/s", 60_000)
@@ -172,9 +174,14 @@ async def cancelling(subject: Subject, rounds: Rounds) -> None:
     )
     rounds.fences[Figure.FENCE_BESIDE].extend(fences)
     rounds.add(Figure.ARRIVED, achieved.rate)
-    rate = max(1, round(RATE * rounds.pace))
+    # As many fences as before, and both as much slower as the machine is.
+    pace = min(max(rounds.pace, SLOWEST), 1.0)
+    seconds = round(bench_cancel.BESIDE_SPAWNS_S / pace)
     fences, achieved = await fences_beside(
-        subject, bench_cancel.spawn_at(subject, paced, rate, bench_cancel.BESIDE_SPAWNS_S), paced
+        subject,
+        bench_cancel.spawn_at(subject, paced, max(1, round(RATE * pace)), seconds),
+        paced,
+        rate=bench_cancel.FENCES_PER_S * pace,
     )
     rounds.fences[Figure.FENCE_PACED].extend(fences)
     rounds.arrived_at_pace = f"{achieved.rate:,.0f} spawns/s"
