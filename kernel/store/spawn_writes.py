@@ -25,7 +25,8 @@ FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text
 # What the members of a group have in common is sent once: each run names the place of its order, counted from 1.
 _RUNS = """
 orders AS MATERIALIZED (
-  SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::text[], $7::uuid[], $8::text[],
+  SELECT *, string_to_array(scopes, ' ') AS effective_scopes
+  FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::text[], $7::uuid[], $8::text[],
     $9::boolean[], $10::text[], $11::text[], $12::int[], $13::bigint[], $14::text[], $15::text[], $16::uuid[],
     $17::text[])
     WITH ORDINALITY AS o (tenant_id, root_run_id, parent_run_id, parent_node_id, depth, key, group_id, surface,
@@ -36,7 +37,7 @@ orders AS MATERIALIZED (
     timeout_s, spawned_seq, started_seq, started_at)
   SELECT o.tenant_id, c.run_id, o.root_run_id, o.parent_run_id, o.parent_node_id, o.depth,
     CASE WHEN o.group_id IS NULL THEN o.key ELSE o.key || ':' || c.ordinal END, o.group_id, c.ordinal, c.agent_id,
-    o.surface, CASE WHEN o.background THEN 'queued' ELSE 'running' END, o.background, string_to_array(o.scopes, ' '),
+    o.surface, CASE WHEN o.background THEN 'queued' ELSE 'running' END, o.background, o.effective_scopes,
     o.failure_policy, o.timeout_s, o.spawned_seq,
     CASE WHEN o.background THEN NULL ELSE o.spawned_seq END, CASE WHEN o.background THEN NULL ELSE now() END
   FROM unnest($18::bigint[], $19::uuid[], $20::int[], $21::uuid[]) AS c (place, run_id, ordinal, agent_id)

@@ -6,7 +6,7 @@ from uuid import UUID
 import orjson
 
 from kernel.commands.spawning.order import Spawned, digests
-from kernel.commands.spawning.question import Prepared, set_of
+from kernel.commands.spawning.question import Prepared
 from kernel.domain.events import EventType
 from kernel.identifiers import new_id
 from kernel.policy import records
@@ -126,7 +126,7 @@ def _run_rows(given: _Grant, place: int) -> list[tuple[object, ...]]:
 
 def _event(given: _Grant) -> Event:
     order = given.prepared.order
-    targets = set_of(given.prepared.agents)
+    targets = given.prepared.targets
     return Event(
         tenant_id=order.tenant_id,
         root_run_id=given.tree.root_run_id,

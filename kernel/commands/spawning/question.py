@@ -1,7 +1,7 @@
 """What policy is asked about a spawn."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -16,18 +16,23 @@ from kernel.store.spawn_facts import Agent, Caller, Key, SpawnFacts, Version
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An order with the facts it was asked about on, whose revisions the commit holds against the database."""
+    """An order with the facts it was asked about on, whose revisions the commit holds against the database.
+
+    `agents` has the agent of each child, in order; `targets` each agent once, in the order of its first appearance.
+    """
 
     order: SpawnOrder
     caller: Caller
     agents: Sequence[Agent]
+    targets: Sequence[Agent]
     question: DecisionInput
 
     def basis(self) -> set[Key]:
         """The agents whose version the answer rests on."""
         tenant_id = self.order.tenant_id
-        return {(tenant_id, agent.facts.agent_id) for agent in self.agents} | {
-            (tenant_id, self.caller.orchestrator.agent_id)
+        return {
+            (tenant_id, self.caller.orchestrator.agent_id),
+            *((tenant_id, agent.facts.agent_id) for agent in self.targets),
         }
 
     def rests_on(self, catalog: Mapping[Key, Version]) -> bool:
@@ -37,13 +42,8 @@ class Prepared:
             return False
         return all(
             (fresh := catalog.get((tenant_id, agent.facts.agent_id))) is not None and fresh.revision == agent.revision
-            for agent in set_of(self.agents)
+            for agent in self.targets
         )
-
-
-def set_of(agents: Iterable[Agent]) -> list[Agent]:
-    """Each agent once, in the order of its first appearance."""
-    return list({agent.facts.agent_id: agent for agent in agents}.values())
 
 
 def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
@@ -63,6 +63,7 @@ def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
             where = "target_agent" if order.join is None else f"targets[{number}]"
             raise NotFoundError(f"{where}: there is no agent {child.target}")
         agents.append(agent)
+    targets = list({agent.facts.agent_id: agent for agent in agents}.values())
     question = DecisionInput.known(
         action=order.action,
         surface=order.surface,
@@ -83,13 +84,13 @@ def prepare(order: SpawnOrder, facts: SpawnFacts) -> Prepared:
         tree=caller.tree_facts(),
         orchestrator_policy=caller.orchestrator.policy,
         allowlist=caller.orchestrator.allowlist,
-        targets=_targets(agents),
+        targets=_targets(agents, targets),
         subject=None,
         outcomes=None,
         retrieval=None,
         graph=None,
     )
-    return Prepared(order, caller, agents, question)
+    return Prepared(order, caller, agents, targets, question)
 
 
 def principal_facts(principal: Principal) -> PrincipalFacts:
@@ -117,9 +118,9 @@ def check_status(run_id: UUID, status: RunStatus) -> None:
         raise CallerNotActiveError(f"caller_run_id: run {run_id} has ended: it is {status}", run_id=str(run_id))
 
 
-def _targets(agents: Sequence[Agent]) -> tuple[TargetFacts, ...]:
+def _targets(agents: Sequence[Agent], targets: Sequence[Agent]) -> tuple[TargetFacts, ...]:
     """Each agent once, with how many children are meant for it."""
     if len(agents) == 1:
         return (agents[0].facts,)
     counts = Counter(agent.facts.agent_id for agent in agents)
-    return tuple(agent.facts.model_copy(update={"count": counts[agent.facts.agent_id]}) for agent in set_of(agents))
+    return tuple(agent.facts.model_copy(update={"count": counts[agent.facts.agent_id]}) for agent in targets)
