@@ -151,6 +151,16 @@ DecidedOnce ==
     \A f, g \in FenceIds :
         db.fences[f].scope = "group" /\ db.fences[g].scope = "group" /\ db.fences[f].group = db.fences[g].group => f = g
 
+(* ---------------------------------------------- steps ---------------------------------------------- *)
+(* What a spawn reads of the tree beside the locked row and the fences, both of which it reads under the lock. *)
+SpawnFacts(d) ==
+    [runs |-> [r \in DOMAIN d.runs |-> [parent |-> d.runs[r].parent, key |-> d.runs[r].key, group |-> d.runs[r].group,
+                                        children |-> d.runs[r].children, active |-> IsActive(d, r)]],
+     groups |-> [g \in DOMAIN d.groups |-> <<d.groups[g].orchestrator, d.groups[g].key, d.groups[g].size>>]]
+
+(* It changes with the row's seq only: a spawn that finds the seq of its facts under the lock need not read them anew. *)
+FactsStandStill == [][db'.seq = db.seq => SpawnFacts(db') = SpawnFacts(db)]_db
+
 (* ---------------------------------------------- liveness ---------------------------------------------- *)
 (* Every fence that has been committed, acknowledged or not, is drained in the end. *)
 DrainsEnd == \A f \in 1..(Cardinality(Cancellers) * Rounds + Crashes) : (f \in FenceIds) ~> (f \in FenceIds /\ db.fences[f].drained)
