@@ -485,7 +485,8 @@ async def test_a_drain_that_met_a_held_tree_after_a_grace_goes_on_before_that_en
 
     async def left(session: WriteSession, target: OpenFence, part: drains.Chunk) -> list[UUID]:
         found = await left_active(session, target, part)
-        if found and not holding:
+        # The pass also drains what other tests have left under a grace.
+        if found and not holding and target.root_run_id == UUID(root.run_id):
             holding.append(asyncio.create_task(hold()))
             await begun.wait()
             # It is the next in the queue for the tree.
