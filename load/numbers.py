@@ -36,8 +36,6 @@ FEW = {SMALL: 10, 1_000: 3}
 GROUPS = 5
 # More than are completed in the time.
 WORK_RUNS, WORK_TREES, WORK_S = 12_000, 200, 3
-# Slower than this, a machine is not waited for.
-SLOWEST = 0.2
 WIDTH = 120
 
 
@@ -91,7 +89,6 @@ class Rounds:
     fences: dict[Figure, list[float]] = field(default_factory=lambda: defaultdict(list))
     over: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     beside: dict[Figure, str] = field(default_factory=dict)
-    arrived_at_pace: str = ""
 
     def add(self, figure: Figure, value: float) -> None:
         """Take down what one round gave."""
@@ -106,9 +103,8 @@ class Rounds:
         """Add what only all rounds together tell."""
         for figure, milliseconds in self.fences.items():
             self.add(figure, p99(milliseconds))
-            self.beside[figure] = f"median {statistics.median(milliseconds):.0f} ms of {len(milliseconds)} fences"
-        if self.arrived_at_pace:
-            self.beside[Figure.FENCE_PACED] += f", {self.arrived_at_pace}"
+            told = f"median {statistics.median(milliseconds):.0f} ms of {len(milliseconds)} fences"
+            self.beside[figure] = ", ".join(filter(None, (told, self.beside.get(figure))))
         first, last = (statistics.median(self.over[size]) for size in (SMALL, LARGE))
         self.add(Figure.FENCE_GROWTH, last / first)
         self.beside[Figure.FENCE_GROWTH] = ", ".join(
@@ -174,9 +170,9 @@ async def cancelling(subject: Subject, rounds: Rounds) -> None:
     )
     rounds.fences[Figure.FENCE_BESIDE].extend(fences)
     rounds.add(Figure.ARRIVED, achieved.rate)
-    # As many fences as before, and both as much slower as the machine is.
-    pace = min(max(rounds.pace, SLOWEST), 1.0)
-    seconds = round(bench_cancel.BESIDE_SPAWNS_S / pace)
+    # As many fences as before, and both at the pace of the machine.
+    pace = rounds.pace
+    seconds = max(1, round(bench_cancel.BESIDE_SPAWNS_S / pace))
     fences, achieved = await fences_beside(
         subject,
         bench_cancel.spawn_at(subject, paced, max(1, round(RATE * pace)), seconds),
@@ -184,7 +180,7 @@ async def cancelling(subject: Subject, rounds: Rounds) -> None:
         rate=bench_cancel.FENCES_PER_S * pace,
     )
     rounds.fences[Figure.FENCE_PACED].extend(fences)
-    rounds.arrived_at_pace = f"{achieved.rate:,.0f} spawns/s"
+    rounds.beside[Figure.FENCE_PACED] = f"beside {achieved.rate:,.0f} spawns/s in the last round"
     fences, achieved = await fences_beside(
         subject, bench_cancel.spawn_flat_out(subject, flat_out, bench_cancel.BESIDE_SPAWNS_S), flat_out
     )

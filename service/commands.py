@@ -1,7 +1,7 @@
 """What the commands of `remit` do that run a part of the service, and how they end."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 
 import structlog
@@ -127,10 +127,10 @@ def _say(line: str) -> None:
     err.print(f"remit: {line}")
 
 
-def _run(work: Coroutine[object, object, None], runner: Callable[..., None] = uvloop.run) -> None:
+def _run(work: Coroutine[object, object, None]) -> None:
     """Run a command to its end; what the operator can mend is said in a sentence."""
     try:
-        runner(work)
+        uvloop.run(work)
     except asyncio.CancelledError:
         _say("stopped before it was done")
     except MENDABLE as error:

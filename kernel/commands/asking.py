@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from uuid import UUID
 
-from kernel.commands.spawning.question import check_active, principal_facts
+from kernel.commands.spawning.question import check_status, principal_facts
 from kernel.commands.spawning.refusals import (
     cancelled_callers,
     count_decisions,
@@ -92,10 +92,10 @@ async def check_caller_active(session: ReadSession, standing: Standing, action: 
     try:
         if standing.caller_fence is not None:
             raise under_fence(caller.run_id, standing.caller_fence)
-        if RunStatus(caller.status) is RunStatus.CANCELLED:
+        if caller.status == RunStatus.CANCELLED:
             key = (standing.tenant.tenant_id, caller.run_id)
             raise (await cancelled_callers(session, [key]))[key]
-        check_active(caller)
+        check_status(caller.run_id, RunStatus(caller.status))
     except RemitError as error:
         count_refusal(error, standing.tenant.slug, action.value)
         raise

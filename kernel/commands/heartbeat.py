@@ -124,7 +124,7 @@ class HeartbeatCommand:
         # One by one, for whoever waits for a lock keeps none that another tree waits for.
         until = monotonic() + PATIENCE_S
         for root_run_id in busy:
-            patience_ms = max(int((until - monotonic()) * 1000), 1)
+            patience_ms = trees.patience_until(until)
             try:
                 await self._renew(tenant_id, [root_run_id], held_in, request.extend_s, gathered, patience_ms)
             except TreeHeldError:

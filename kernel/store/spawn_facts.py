@@ -244,7 +244,7 @@ async def members_taken(session: ReadSession, groups: Mapping[SpawnKey, int]) ->
 
 
 async def versions(session: ReadSession, agents: Iterable[Key]) -> dict[Key, Version]:
-    """Where agents stand at this moment; those that do not exist are absent."""
+    """The versions of agents at this moment; those that do not exist are absent."""
     rows = await session.driver.fetch(VERSIONS, *columns(set(agents), 2))
     return {
         (row["tenant_id"], row["agent_id"]): Version(row["revision"], (row["option_a"], row["option_b"]))

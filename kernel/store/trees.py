@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from uuid import UUID
 
 from asyncpg import exceptions as pg
@@ -161,6 +162,11 @@ async def lock_briefly(session: WriteSession, key: TreeKey, patience_ms: int) ->
         raise TreeHeldError from error
     await session.driver.execute("SET LOCAL lock_timeout TO DEFAULT")
     return locked
+
+
+def patience_until(end: float) -> int:
+    """How many milliseconds are left until a moment of the monotonic clock; at least one, for 0 waits without end."""
+    return max(int((end - monotonic()) * 1000), 1)
 
 
 async def advance(

@@ -1,6 +1,5 @@
 """The alerts: well-formed, tested to fire and to be quiet, and each explained to who is woken by it."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from kernel.store import trees
 from kernel.store.engine import Database
+from tests.faults.scale import TORTURE
 from tests.kit import Kit
 from tests.operations.deploy.go_programs import PROMTOOL, find_or_build, path_of
 from tests.operations.expressions import DEPLOY, RULES, of_dashboards
@@ -61,7 +61,7 @@ async def promtool(request: pytest.FixtureRequest) -> Path:
     """Debian's is of Prometheus 2, the deployment's of Prometheus 3: windows are left-open there, among others."""
     if request.param == "of the machine":
         return Path(find("promtool"))
-    if not (path_of(PROMTOOL).exists() or os.environ.get("REMIT_TORTURE") == "1"):
+    if not (path_of(PROMTOOL).exists() or TORTURE):
         pytest.skip("Prometheus 3's promtool takes many minutes to build: `poe torture` does so, once")
     return await find_or_build(PROMTOOL)
 

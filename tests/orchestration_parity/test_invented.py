@@ -1,7 +1,6 @@
 """What Hypothesis invents is done alike by both surfaces, too."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 
 import pytest
@@ -10,12 +9,12 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 
 from service.dependencies import Services
+from tests.faults.scale import TORTURE
 from tests.kit import Api
 from tests.orchestration_parity.comparing import play_both, side_by_side
 from tests.orchestration_parity.inventing import Document, scenario_documents
 from tests.orchestration_parity.story import Scenario, load, scenario_of, tell, walk
 
-TORTURE = os.environ.get("REMIT_TORTURE") == "1"
 AT_ONCE = 6
 BATCHES = 160 if TORTURE else 16
 

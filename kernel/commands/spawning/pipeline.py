@@ -200,9 +200,9 @@ class SpawnPipeline:
         # Others hold trees for some milliseconds all the time. Of all that are held, the batch waits once so long.
         until = monotonic() + trees.PATIENCE_MS / 1000
         for theirs in held.values():
-            patience_ms = max(int((until - monotonic()) * 1000), 1)
+            briefly = partial(_briefly, patience_ms=trees.patience_until(until))
             try:
-                await self._commit(work, theirs, answers, partial(_briefly, patience_ms=patience_ms))
+                await self._commit(work, theirs, answers, briefly)
             except TreeHeldError:
                 for number in theirs:
                     work.outcomes.setdefault(number, Postponed.TREE_HELD)

@@ -10,7 +10,7 @@ from kernel.commands.spawning.order import SpawnOrder, resolve
 from kernel.domain.errors import CallerNotActiveError, NotFoundError, RunCancelledError
 from kernel.domain.principal import Principal
 from kernel.domain.run import ACTIVE, RunStatus
-from kernel.policy.contract import CallerFacts, DecisionInput, PrincipalFacts, RequestFacts, TargetFacts
+from kernel.policy.contract import DecisionInput, PrincipalFacts, RequestFacts, TargetFacts
 from kernel.store.spawn_facts import Agent, Caller, Key, SpawnFacts, Version
 
 
@@ -98,11 +98,6 @@ def principal_facts(principal: Principal) -> PrincipalFacts:
     return PrincipalFacts.known(
         kind=principal.kind, run_id=principal.run_id, delegable_scopes=principal.delegable_scopes
     )
-
-
-def check_active(caller: CallerFacts) -> None:
-    """Check that a run may still act; see `check_status`."""
-    check_status(caller.run_id, RunStatus(caller.status))
 
 
 def check_status(run_id: UUID, status: RunStatus) -> None:

@@ -44,7 +44,7 @@ class Verdicts:
 
     Args:
         moved: the facts of the orders whose tree has changed since policy was asked; of the others nothing has.
-        catalog: where the agents stand that the answers rest on.
+        catalog: the versions of the agents that the answers rest on.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from load.audit import audit
+from tests.faults.scale import TORTURE
 from tests.graphs import Definition, ended, graph, graph_agent, joined, node, play, start
 from tests.kit import Api, Kit, done
 from tests.operations.processes.fleet import ROOT, Fleet, Part, free_port
@@ -21,7 +22,6 @@ from tests.operations.processes.fleet import ROOT, Fleet, Part, free_port
 pytestmark = pytest.mark.xdist_group("fleet")
 
 EXAMPLES = ROOT / "tests" / "cases" / "graphs"
-TORTURE = os.environ.get("REMIT_TORTURE") == "1"
 KILLS = 20 if TORTURE else 2
 LEASE_S = 2
 CHILDREN = 12

@@ -1,7 +1,6 @@
 """A service that is killed again and again carries its graphs to the end that they would have had."""
 
 import asyncio
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,12 +12,12 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.conftest import Servers
+from tests.faults.scale import TORTURE
 from tests.graphs import ended, graph, graph_agent, joined, node, play, start
 from tests.kit import ADMIN_TOKEN, Kit, done
 from tests.orchestration_graphspec_v2.runtime.gate import gate
 from tests.orchestration_graphspec_v2.runtime.process import ServiceProcess, Stubborn
 
-TORTURE = os.environ.get("REMIT_TORTURE") == "1"
 CHILDREN, KILLS = (1_000, 20) if TORTURE else (100, 2)
 QUORUM = CHILDREN * 6 // 10
 LEASE_S = 2
